@@ -1,0 +1,28 @@
+"""vtprune: prunes and merges the visual tokens of stock transformers models.
+
+``model = vtprune.wrap(model, "fastv", keep_ratio=0.25)``, then ``model.generate(...)`` as before.
+"""
+
+from vtprune import policies as _policies  # noqa: F401 (importing registers them)
+from vtprune.api import options, pruned, report, unwrap, wrap
+from vtprune.policies.base import POLICIES, Policy, ScorePolicy, register
+from vtprune.tokens import BEFORE_LLM, Segment, Selection, VisualTokens, inside
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "BEFORE_LLM",
+    "POLICIES",
+    "Policy",
+    "ScorePolicy",
+    "Segment",
+    "Selection",
+    "VisualTokens",
+    "inside",
+    "options",
+    "pruned",
+    "register",
+    "report",
+    "unwrap",
+    "wrap",
+]

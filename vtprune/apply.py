@@ -1,0 +1,98 @@
+"""What a selection does to tensors: rows gathered per sample, merged rows computed, ragged batches padded on the left."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from vtprune_kernels.gather import gather_tokens
+from vtprune_kernels.merge import merge_tokens
+
+from vtprune.tokens import Selection
+
+
+def gather_rows(x: Tensor, index: Tensor, dim: int = -2) -> Tensor:
+    """Entries of a tensor whose dimension ``dim`` is the sequence and whose dimension before that is the batch, or 1.
+
+    x: (..., B or 1, P, ...), index: (B, K) int64 -> (..., B, K, ...).
+    """
+    dim %= x.dim()
+    batch, kept = index.shape
+    if x.dim() == 3 and dim == 1 and x.shape[0] == batch:
+        return gather_tokens(x, index)
+    if x.shape[dim - 1] != batch:
+        x = x.expand(*x.shape[: dim - 1], batch, *x.shape[dim:])
+    index = index.view(*[1] * (dim - 1), batch, kept, *[1] * (x.dim() - dim - 1))
+    return x.gather(dim, index.expand(*x.shape[:dim], kept, *x.shape[dim + 1 :]))
+
+
+@dataclass(frozen=True)
+class Merge:
+    """One sample's merging in a step: ``selection`` over ``rows`` (N,), results at ``slots`` (K,) of the new row."""
+
+    rows: Tensor
+    selection: Selection
+    slots: Tensor
+
+
+@dataclass(frozen=True)
+class Step:
+    """A pruning of a whole batch: ``order`` (B, K) rows that live on, ``valid`` (B, K) or None, merges by sample.
+
+    The pads that unequal counts need stand on the left and repeat the first kept row, so that they hold finite
+    numbers and attend to something.
+    """
+
+    order: Tensor
+    valid: Tensor | None
+    merges: tuple[tuple[int, Merge], ...] = ()
+
+    def apply(self, hidden: Tensor) -> Tensor:
+        """(B, P, D) -> (B, K, D)."""
+        out = gather_rows(hidden, self.order)
+        for b, merge in self.merges:
+            out[b, merge.slots] = merge_rows(hidden[b, merge.rows], merge.selection)
+        return out
+
+    def follow(self, columns: Tensor) -> Tensor:
+        """Bookkeeping (B, P) of the old rows -> (B, K) of the new."""
+        return columns.gather(1, self.order)
+
+
+def merge_rows(x: Tensor, selection: Selection) -> Tensor:
+    """(N, D) -> (K, D) in x's dtype, computed in at least fp32."""
+    if selection.merge is None:
+        return x[selection.keep]
+    if selection.merge.is_sparse:
+        wide = torch.promote_types(x.dtype, torch.float32)
+        return torch.sparse.mm(selection.merge.to(wide), x.to(wide)).to(x.dtype)
+    return merge_tokens(x, selection.merge, selection.weight, len(selection.keep))
+
+
+def build_step(kept: Sequence[Tensor], merges: Sequence[Merge | None], device: torch.device) -> Step:
+    """Pads ragged rows on the left. kept: for each sample the ascending rows (n_b,) that live on, on the CPU."""
+    longest = max(len(rows) for rows in kept)
+    pads = [longest - len(rows) for rows in kept]
+    order = torch.stack([torch.cat([rows[:1].expand(pad), rows]) for rows, pad in zip(kept, pads, strict=True)])
+    valid = None
+    if any(pads):
+        valid = (torch.arange(longest)[None] >= torch.tensor(pads)[:, None]).to(device)
+    placed = tuple(
+        (b, Merge(merge.rows, merge.selection, merge.slots + pad))
+        for b, (merge, pad) in enumerate(zip(merges, pads, strict=True))
+        if merge is not None
+    )
+    return Step(order.to(device), valid, placed)
+
+
+def scatter_rows(hidden: Tensor, columns: Tensor, valid: Tensor | None, length: int) -> Tensor:
+    """(B, K, D) back to the unpruned (B, length, D); zeros where tokens were dropped."""
+    batch, _, width = hidden.shape
+    # one column more than needed catches the pads
+    spare = 0 if valid is None else 1
+    full = hidden.new_zeros(batch, length + spare, width)
+    where = columns if valid is None else columns.masked_fill(~valid, length)
+    full.scatter_(1, where[..., None].expand(-1, -1, width), hidden)
+    return full[:, :length] if spare else full

@@ -1,0 +1,191 @@
+"""Attention probabilities without eager attention: what a module would compare, and rows or columns of the softmax.
+
+Nothing here runs an attention function, changes a module or touches a global, so it works beside every back end
+and in every thread.
+"""
+
+from dataclasses import dataclass
+from types import MethodType
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+
+from vtprune.compat import with_attention
+
+TEMPORARY_BYTES = 64 << 20
+"""About how much memory the softmax of a few rows may take on top of its inputs and its result."""
+
+
+@dataclass(frozen=True)
+class Call:
+    """What an attention module hands to its attention function at once: everything, or one chunk of a packed sequence.
+
+    query:   (B, H, Q, d) after norms and rotation.
+    key:     (B, H_kv, K, d) after norms and rotation, one for each group of query heads.
+    scaling: the factor on query @ key.
+    """
+
+    query: Tensor
+    key: Tensor
+    scaling: float
+
+
+class _Reached(Exception):
+    """Every query has been recorded: the rest of the attention need not run."""
+
+
+class _Recorder(TorchFunctionMode):
+    """Records the arguments of scaled_dot_product_attention in this thread instead of computing it."""
+
+    def __init__(self, queries: int):
+        super().__init__()
+        self.missing = queries
+        self.calls: list[Call] = []
+
+    def __torch_function__(self, func, types, args=(), kwargs=None):
+        kwargs = kwargs or {}
+        if func is not nn.functional.scaled_dot_product_attention:
+            return func(*args, **kwargs)
+        named = {**dict(zip(("query", "key", "value"), args)), **kwargs}
+        query, scale = named["query"], named.get("scale")
+        self.calls.append(Call(query, named["key"], query.shape[-1] ** -0.5 if scale is None else scale))
+        self.missing -= query.shape[-2]
+        if self.missing <= 0:
+            raise _Reached
+        # a tower that goes through its images one by one: nobody reads this result
+        return query.new_empty(*query.shape[:-1], named["value"].shape[-1])
+
+
+class _Stand:
+    """Stands in for an attention module in its own forward: all its parts, but torch's attention function.
+
+    Claims one query head for each key head, so that keys are not repeated on their way.
+    """
+
+    def __init__(self, attn: nn.Module):
+        self._attn = attn
+        self.config = with_attention(attn.config, "sdpa")
+        self.num_key_value_groups = 1
+
+    def __getattr__(self, name: str) -> Any:
+        value = getattr(self._attn, name)
+        if isinstance(value, MethodType) and value.__self__ is self._attn:
+            return MethodType(value.__func__, self)
+        return value
+
+
+@torch.no_grad()
+def attention_inputs(attn: nn.Module, **inputs: Any) -> list[Call]:
+    """The queries and keys that ``attn(**inputs)`` would compare; costs its input projections and nothing else.
+
+    inputs: keyword arguments of ``attn.forward``, among them ``hidden_states`` (..., Q, D); leave out any cache.
+    Returns one call, or one for each chunk where the module goes through a packed sequence chunk by chunk.
+    Raises NotImplementedError for a module that does not go through torch's attention function.
+    """
+    if not hasattr(attn, "config"):
+        raise _unreachable(attn)
+    recorder = _Recorder(inputs["hidden_states"].shape[-2])
+    try:
+        with recorder:
+            type(attn).forward(_Stand(attn), **inputs)
+    except _Reached:
+        return recorder.calls
+    raise _unreachable(attn)
+
+
+def _unreachable(attn: nn.Module) -> NotImplementedError:
+    return NotImplementedError(
+        f"the queries and keys of {type(attn).__name__} cannot be read: with attn_implementation='sdpa' it does not call "
+        "torch.nn.functional.scaled_dot_product_attention. Choose a policy whose needs are empty, or give its family "
+        "attention modules that do"
+    )
+
+
+def attention_rows(
+    query: Tensor, key: Tensor, allowed: Tensor | None, scaling: float, columns: Tensor | None = None
+) -> Tensor:
+    """Rows of softmax(scaling * query @ key), averaged over heads: (R, K) or (R, len(columns)) float32.
+
+    query:   (H, R, d).
+    key:     (H_kv, K, d); each key head serves H / H_kv neighbouring query heads.
+    allowed: (R, K) bool, the keys that each row may see; None lets it see all. A row that sees nothing is zero.
+    columns: (C,) int64, the keys to report; the softmax is always over all allowed ones.
+    """
+    (heads, count, size), (groups, width, _) = query.shape, key.shape
+    dtype = torch.promote_types(query.dtype, torch.float32)
+    share, bytes_each = heads // groups, torch.finfo(dtype).bits // 8
+    # a block holds its keys in full precision, and two copies of its scores
+    group_step = max(1, TEMPORARY_BYTES // 2 // (width * size * bytes_each))
+    row_step = max(1, TEMPORARY_BYTES // 4 // (min(group_step, groups) * share * width * bytes_each))
+    out = torch.zeros(count, width if columns is None else len(columns), dtype=dtype, device=query.device)
+    for group in range(0, groups, group_step):
+        keys = key[group : group + group_step].to(dtype).transpose(1, 2)
+        queries = query.reshape(groups, share, count, size)[group : group + group_step]
+        for row in range(0, count, row_step):
+            block = queries[:, :, row : row + row_step].to(dtype) * scaling
+            scores = (block.flatten(1, 2) @ keys).unflatten(1, (share, -1))
+            if allowed is None:
+                rows = scores.softmax(-1).sum((0, 1))
+            else:
+                hidden = ~allowed[row : row + row_step]
+                # a row that sees nothing is all nan after the softmax
+                rows = scores.masked_fill_(hidden, -torch.inf).softmax(-1).sum((0, 1)).masked_fill_(hidden, 0)
+            out[row : row + row_step] += rows if columns is None else rows[:, columns]
+    return (out / heads).float()
+
+
+def attention_columns(query: Tensor, key: Tensor, scaling: float, allowed: Tensor | None = None) -> Tensor:
+    """How much attention each key gets: (K,) float32, the mean over heads and over the queries that may see it.
+
+    query, key, scaling: as in ``attention_rows``; not causal.
+    allowed: (Q, K) bool with Q == K, or None. A query that may not see itself is padding and does not count.
+    """
+    total = torch.zeros(key.shape[1], device=key.device)
+    real = None if allowed is None else allowed.diagonal()[:, None]
+    for row in range(0, query.shape[1], 256):
+        some = slice(row, row + 256)
+        rows = attention_rows(query[:, some], key, None if allowed is None else allowed[some], scaling)
+        total += rows.sum(0) if real is None else (rows * real[some]).sum(0)
+    if allowed is None:
+        return total / query.shape[1]
+    return total / (allowed & real).sum(0).clamp(min=1)
+
+
+def allowed_keys(
+    mask: Any, rows: Tensor, queries: int, keys: int, *, causal: bool = True, window: int | None = None
+) -> Tensor:
+    """(B, R, K) bool: the keys that each query row may see, from any kind of mask that a layer is given.
+
+    mask:    None, (B, 1, Q, K) bool (True is seen) or float (added to the scores), (B, K) of flash attention (1 is a
+             token), or a flex attention block mask.
+    rows:    (B, R) int64 in [0, queries).
+    queries, keys: lengths Q and K; the queries are the last of the keys.
+    causal, window: how None and (B, K) masks are meant: no later key, and none ``window`` or more before the query.
+    """
+    if hasattr(mask, "mask_mod"):
+        sample = torch.arange(len(rows), device=rows.device)[:, None, None]
+        head = torch.zeros_like(sample)
+        return mask.mask_mod(sample, head, rows[:, :, None], torch.arange(keys, device=rows.device)[None, None, :])
+    if mask is not None and mask.dim() == 4:
+        if mask.shape[1] != 1:
+            raise NotImplementedError(f"attention masks with one entry for all heads are known; got {tuple(mask.shape)}")
+        mask = mask[:, 0, :, :keys].expand(len(rows), queries, -1)
+        mask = mask.gather(1, rows[:, :, None].expand(-1, -1, keys))
+        # additive masks hold 0 or the most negative number of some dtype
+        return mask if mask.dtype == torch.bool else mask > -1e4
+    if mask is None:
+        token = torch.ones(len(rows), keys, dtype=torch.bool, device=rows.device)
+    else:
+        token = mask[:, :keys] != 0
+    # a static cache has more room than the mask has columns
+    width = token.shape[1]
+    token = nn.functional.pad(token, (0, keys - width))
+    if not causal:
+        return token[:, None].expand(-1, rows.shape[1], -1)
+    # flash attention takes padding out first: distances are counted in tokens
+    place = token.cumsum(1)
+    here = place.gather(1, rows + width - queries)[:, :, None]
+    seen = token[:, None] & (place[:, None] <= here)
+    return seen if window is None else seen & (place[:, None] > here - window)

@@ -1,0 +1,235 @@
+"""Cache layers that hold pruned keys and values but answer with the unpruned length.
+
+Everything above the decoder layers (``generate``, mask builders, positions) asks a cache for lengths and must hear
+those of the unpruned conversation. So a layer of a live cache is replaced by a subclass of its own class, made on the
+fly: keys and values stay physical, ``get_seq_length`` and ``get_mask_sizes`` turn logical, and the slots follow
+every reorder, crop and copy. All state between forwards lives here and none on the model, so several caches,
+beams, second turns and threads do not disturb each other.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import lru_cache
+
+import torch
+from torch import Tensor
+from transformers.cache_utils import Cache, DynamicLayer, DynamicSlidingWindowLayer, StaticLayer
+
+from vtprune.slots import Slots
+
+
+@dataclass(frozen=True)
+class Arrival:
+    """What the coming ``update`` of a pruned layer stores: kept ``columns`` (B, K) of a forward of ``length`` tokens."""
+
+    columns: Tensor
+    valid: Tensor | None
+    length: int
+    shift: Tensor | None
+
+
+class PrunedLayer:
+    """What all pruned layers share. ``arrival`` says what the next ``update`` stores; None: every token it gets."""
+
+    arrival: Arrival | None
+
+    def _pick(self, rows: Tensor) -> None:
+        if self.is_initialized:
+            self.keys, self.values = (t[rows.to(t.device)] for t in (self.keys, self.values))
+
+    def __reduce__(self):
+        return _rebuild, (_plain(type(self)),), self.__dict__
+
+
+class PrunedDynamicLayer(PrunedLayer):
+    """Mixed in before ``DynamicLayer``. ``slots`` says what is stored."""
+
+    slots: Slots
+
+    def coming(self, n: int) -> Slots:
+        """The slots after the next ``update`` with ``n`` tokens."""
+        if self.arrival is None:
+            return self.slots.append(n)
+        return self.slots.extend(self.arrival.columns, self.arrival.valid, self.arrival.length, self.arrival.shift)
+
+    def update(self, key_states: Tensor, value_states: Tensor, *args, **kwargs) -> tuple[Tensor, Tensor]:
+        self.slots, self.arrival = self.coming(key_states.shape[-2]), None
+        return super().update(key_states, value_states, *args, **kwargs)
+
+    def get_seq_length(self) -> int:
+        return self.slots.length
+
+    def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
+        return self.slots.length + query_length, 0
+
+    # the base methods ask get_seq_length, which is logical here, so these work on the tensors themselves
+
+    def reorder_cache(self, beam_idx: Tensor) -> None:
+        self._pick(beam_idx)
+        self.slots = self.slots.reorder(beam_idx)
+
+    def batch_select_indices(self, indices: Tensor) -> None:
+        self.reorder_cache(indices)
+
+    def batch_repeat_interleave(self, repeats: int) -> None:
+        if self.is_initialized:
+            self.keys, self.values = (t.repeat_interleave(repeats, 0) for t in (self.keys, self.values))
+        self.slots = self.slots.repeat(repeats)
+
+    def crop(self, tokens_to_remove: int) -> None:
+        if tokens_to_remove > 0:
+            # the older meaning of a positive number: the length to crop to
+            tokens_to_remove = min(0, tokens_to_remove - self.slots.length)
+        if tokens_to_remove == 0 or not self.is_initialized:
+            return
+        self.slots = self.slots.crop(-tokens_to_remove)
+        self.keys, self.values = (t[..., :tokens_to_remove, :] for t in (self.keys, self.values))
+
+    def reset(self) -> None:
+        super().reset()
+        self.slots, self.arrival = Slots(self.slots.positions[:1, :0], None, 0), None
+
+
+class PrunedStaticLayer(PrunedLayer):
+    """Mixed in before ``StaticLayer``: slots are tensors of fixed shape, changed in place, for compiled decoding.
+
+    slot_positions, slot_valid: (B, max_cache_len). logical_length: () int64.
+    """
+
+    def prepare(self, batch: int, device: torch.device) -> None:
+        """Allocates the slots, once; tokens stored before the layer was replaced keep their positions."""
+        if getattr(self, "slot_positions", None) is not None:
+            return
+        stored = self.cumulative_length.to(device) if self.is_initialized else torch.tensor(0, device=device)
+        self.slot_positions = torch.arange(self.max_cache_len, device=device).repeat(batch, 1)
+        self.slot_valid = self.slot_positions < stored
+        self.logical_length = stored.clone()
+        self.trimmed, self.shift = False, None
+        if not torch.compiler.is_compiling():
+            for tensor in (self.slot_positions, self.slot_valid, self.logical_length):
+                torch._dynamo.mark_static_address(tensor)
+
+    def coming_tensors(self, n: int) -> tuple[Tensor, Tensor]:
+        """Positions and valid (B, max_cache_len) after the next ``update`` with ``n`` tokens."""
+        device, batch = self.slot_positions.device, self.slot_positions.shape[0]
+        stored = self.cumulative_length if self.is_initialized else torch.tensor(0, device=device)
+        if self.arrival is None:
+            columns, valid = torch.arange(n, device=device).expand(batch, -1), None
+        else:
+            columns, valid = self.arrival.columns, self.arrival.valid
+        if valid is None:
+            valid = torch.ones_like(columns, dtype=torch.bool)
+        where = torch.arange(n, device=device) + stored
+        positions = self.slot_positions.index_copy(1, where, columns + self.logical_length)
+        return positions, self.slot_valid.index_copy(1, where, valid)
+
+    def update(self, key_states: Tensor, value_states: Tensor, *args, **kwargs) -> tuple[Tensor, Tensor]:
+        batch, _, n, _ = key_states.shape
+        self.prepare(batch, key_states.device)
+        positions, valid = self.coming_tensors(n)
+        self.slot_positions.copy_(positions)
+        self.slot_valid.copy_(valid)
+        self.logical_length.add_(n if self.arrival is None else self.arrival.length)
+        if self.arrival is not None:
+            self.trimmed, self.shift, self.arrival = True, self.arrival.shift, None
+        return super().update(key_states, value_states, *args, **kwargs)
+
+    def get_seq_length(self) -> Tensor | int:
+        return self.logical_length if self.is_initialized else 0
+
+    def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
+        return self.max_cache_len, 0
+
+    def reorder_cache(self, beam_idx: Tensor) -> None:
+        self._pick(beam_idx)
+        if getattr(self, "slot_positions", None) is not None:
+            rows = beam_idx.to(self.slot_positions.device)
+            self.slot_positions.copy_(self.slot_positions[rows])
+            self.slot_valid.copy_(self.slot_valid[rows])
+            self.shift = None if self.shift is None else self.shift[rows]
+
+    def crop(self, tokens_to_remove: int) -> None:
+        raise NotImplementedError("a static cache cannot be cropped; use the default cache for assisted decoding")
+
+    def _pick(self, rows: Tensor) -> None:
+        if self.is_initialized:
+            # in place: a compiled decode step holds the addresses
+            self.keys.copy_(self.keys[rows.to(self.keys.device)])
+            self.values.copy_(self.values[rows.to(self.values.device)])
+
+    def reset(self) -> None:
+        super().reset()
+        self.arrival = None
+        if getattr(self, "slot_positions", None) is not None:
+            self.slot_positions.copy_(torch.arange(self.max_cache_len, device=self.slot_positions.device))
+            self.slot_valid.zero_()
+            self.logical_length.zero_()
+            self.trimmed, self.shift = False, None
+
+
+@lru_cache(maxsize=None)
+def pruned_class(plain: type) -> type:
+    """The pruned subclass of a cache layer's class."""
+    mixin = PrunedStaticLayer if issubclass(plain, StaticLayer) else PrunedDynamicLayer
+    return type(f"Pruned{plain.__name__}", (mixin, plain), {})
+
+
+def _plain(pruned: type) -> type:
+    return next(c for c in pruned.__mro__ if not issubclass(c, PrunedLayer))
+
+
+def _rebuild(plain: type):
+    return object.__new__(pruned_class(plain))
+
+
+def live_layer(cache: Cache, index: int):
+    """The cache layer of a decoder layer; None if it does not exist yet."""
+    layers = cache.layers
+    return layers[index] if index < len(layers) else None
+
+
+def prune_layer(cache: Cache, index: int, batch: int, device: torch.device, fresh: dict) -> PrunedLayer:
+    """Replaces the cache layer of decoder layer ``index`` by its pruned twin, once. Contents are kept.
+
+    fresh: slots of the layers replaced before in this forward, so that layers pruned alike share one object.
+
+    Raises NotImplementedError for layers whose contents cannot follow: windows that already hold tokens, fixed
+    windows, quantized or recurrent states.
+    """
+    layers = cache.layers
+    while len(layers) <= index:
+        layers.append(cache.layer_class_to_replicate())
+    layer = layers[index]
+    if not isinstance(layer, PrunedLayer):
+        layer = layers[index] = _twin(layer, batch, device, fresh)
+    return layer
+
+
+def _twin(layer, batch: int, device: torch.device, fresh: dict) -> PrunedLayer:
+    plain = type(layer)
+    if plain not in (DynamicLayer, DynamicSlidingWindowLayer, StaticLayer):
+        raise NotImplementedError(
+            f"vtprune cannot prune a {plain.__name__}; it prunes DynamicLayer, empty DynamicSlidingWindowLayer and "
+            "StaticLayer. Use the default cache, or cache_implementation='static' on a model without sliding windows"
+        )
+    if plain is DynamicSlidingWindowLayer:
+        if layer.get_seq_length():
+            raise NotImplementedError(
+                f"a sliding-window cache that already holds {layer.get_seq_length()} tokens cannot be pruned: what left "
+                "the window is gone. Pass the whole conversation without past_key_values"
+            )
+        # all kept tokens stay; the model's own sliding mask does the window
+        plain = DynamicLayer
+    twin = object.__new__(pruned_class(plain))
+    twin.__dict__.update(layer.__dict__ if plain is type(layer) else plain().__dict__)
+    twin.is_sliding, twin.arrival = layer.is_sliding, None
+    if plain is StaticLayer:
+        twin.prepare(batch, device)
+        return twin
+    stored = layer.get_seq_length()
+    if stored not in fresh:
+        empty = torch.zeros(layer.keys.shape[0] if stored else 1, 0, dtype=torch.int64, device=device)
+        fresh[stored] = Slots(empty, None, stored, stored)
+    twin.slots = fresh[stored]
+    return twin

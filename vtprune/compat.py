@@ -1,0 +1,68 @@
+"""Every difference between versions of transformers that vtprune must know, in one place."""
+
+import copy
+import inspect
+from collections.abc import Sequence
+from typing import Any
+
+from torch import Tensor
+
+
+def with_attention(config: Any, implementation: str) -> Any:
+    """A shallow copy of ``config`` that names another attention implementation; ``config`` itself stays as it is.
+
+    The public property would pass the name on to sub-configs, which the copy shares with the model (5.0 to 5.23).
+    """
+    changed = copy.copy(config)
+    changed.__dict__["_attn_implementation_internal"] = implementation
+    return changed
+
+
+def anyres_tiles(image_sizes: Tensor | Sequence, grid_pinpoints: Sequence, image_size: int) -> list[int]:
+    """How many crops each image is cut into, the thumbnail included.
+
+    image_sizes:    (images, 2) height and width in pixels, a tensor or pairs.
+    grid_pinpoints: the (height, width) that an image may be resized to.
+    image_size:     edge of a crop in pixels.
+
+    Of the pinpoints the one is taken that keeps most pixels of the image, and of several of those the smallest.
+    """
+    sizes = image_sizes.tolist() if isinstance(image_sizes, Tensor) else image_sizes
+    counts = []
+    for height, width in sizes:
+
+        def fit(pinpoint: Sequence[int], height: int = int(height), width: int = int(width)) -> tuple[int, int]:
+            scale = min(pinpoint[1] / width, pinpoint[0] / height)
+            kept = min(int(width * scale) * int(height * scale), width * height)
+            return kept, kept - pinpoint[0] * pinpoint[1]
+
+        best = max(grid_pinpoints, key=fit)
+        counts.append(1 + -(-best[0] // image_size) * -(-best[1] // image_size))
+    return counts
+
+
+def attention_kind(config: Any) -> str:
+    """The attention implementation of a text config ("sdpa", "eager", "flash_attention_2", ...)."""
+    return config._attn_implementation or "eager"
+
+
+def layer_type(decoder: Any, index: int) -> str | None:
+    """The kind of a decoder layer ("full_attention", "sliding_attention", ...), None where there is one kind only."""
+    types = getattr(decoder.config, "layer_types", None)
+    return types[index] if types else None
+
+
+def rotary(decoder: Any, index: int, hidden: Tensor, position_ids: Tensor) -> Any:
+    """The rotary tables of decoder layer ``index`` for positions (B, K).
+
+    Gemma3's rotary module takes the layer type too (5.0 to 5.23).
+    """
+    if "layer_type" in inspect.signature(decoder.rotary_emb.forward).parameters:
+        return decoder.rotary_emb(hidden, position_ids, layer_type(decoder, index))
+    return decoder.rotary_emb(hidden, position_ids)
+
+
+def has_line_positions(decoder: Any) -> bool:
+    """Whether positions are one number for each token, and the decoder's own rotary module computes the tables."""
+    parameters = getattr(decoder.config, "rope_parameters", None) or {}
+    return hasattr(decoder, "rotary_emb") and "mrope_section" not in parameters

@@ -1,0 +1,79 @@
+"""What the vision encoder delivered, remembered from the call until the forward that puts it into the prompt.
+
+``generate`` encodes images before its loop, so the forward itself never sees grids or sizes. They are written down on
+the encoder's output, which travels to the forward untouched, also when it is expanded for beams.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Mapping
+from contextvars import ContextVar
+
+from torch import nn
+
+from vtprune.families.base import Source
+from vtprune.vision_signals import COLLECTED, spread_signals
+
+_NOTE = "_vtprune_sources"
+_PENDING: ContextVar[Mapping[str, int]] = ContextVar("vtprune_encoded", default={})
+
+
+class Recorder:
+    """Stands in for ``get_image_features`` or ``get_video_features`` of one model, with the same signature."""
+
+    def __init__(self, pruner, model: nn.Module, kind: str):
+        self.pruner, self.model, self.kind = pruner, model, kind
+
+    @property
+    def __wrapped__(self):
+        # generate reads the signature to know what to pass
+        return getattr(type(self.pruner.base), f"get_{self.kind}_features").__get__(self.pruner.base)
+
+    def __call__(self, *args, **kwargs):
+        call = self.__wrapped__
+        collected: dict = {}
+        token = COLLECTED.set(collected)
+        try:
+            output = call(*args, **kwargs)
+        finally:
+            COLLECTED.reset(token)
+        features = getattr(output, "pooler_output", None)
+        if features is not None:
+            arguments = inspect.signature(call).bind(*args, **kwargs).arguments
+            arguments = {**arguments, **arguments.pop("kwargs", {})}
+            setattr(output, _NOTE, self._sources(arguments, features, collected))
+            _PENDING.set({**_PENDING.get(), self.kind: sum(len(feature) for feature in features)})
+            self.pruner.encoded(self.kind, getattr(output, _NOTE), arguments)
+        return output
+
+    def _sources(self, arguments: Mapping, features, collected: Mapping) -> list[Source]:
+        family = self.pruner.family
+        sources = family.sources(self.model, self.kind, arguments, features)
+        if not collected:
+            return sources
+        signals = spread_signals(family, self.model, self.kind, arguments, collected, sources)
+        return [Source(s.kind, s.coords, s.patch, s.grids, found) for s, found in zip(sources, signals, strict=True)]
+
+
+def encoded_sources(outputs: Mapping | None) -> dict[str, list[Source]]:
+    """The notes on encoder outputs that are handed to a forward, by kind."""
+    found = {kind: getattr(output, _NOTE, None) for kind, output in (outputs or {}).items()}
+    return {kind: sources for kind, sources in found.items() if sources is not None}
+
+
+def check_chunks(outputs: Mapping | None) -> None:
+    """Raises NotImplementedError when a forward gets only a slice of what was encoded, as chunked prefill does."""
+    pending = _PENDING.get()
+    for kind, output in (outputs or {}).items():
+        features = getattr(output, "pooler_output", None)
+        if features is None or hasattr(output, _NOTE):
+            continue
+        held = sum(len(feature) for feature in features)
+        if held < pending.get(kind, 0):
+            raise NotImplementedError(
+                f"this forward gets {held} of {pending[kind]} encoded {kind} tokens: chunked prefill would ask the policy "
+                "for every chunk apart. Call generate with prefill_chunk_size=None"
+            )
+    if outputs:
+        _PENDING.set({})

@@ -1,0 +1,178 @@
+"""What the engine must know about a family of models: where its parts are and what its encoder calls mean."""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor, nn
+
+FAMILIES: dict[str, "Family"] = {}
+"""Families by ``config.model_type``; the dict is the listing."""
+
+
+@dataclass(frozen=True)
+class Source:
+    """One image or video as its encoder delivered it: n visual tokens in prompt order.
+
+    kind:    "image" or "video".
+    coords:  (n, 4) int64 view, frame, row, column; -1 where unknown or not a place in a grid.
+    patch:   (n,) bool; False for newline, separator and class tokens, which policies do not see by default.
+    grids:   (T, H, W) of each view, () if unknown.
+    signals: what was seen in the vision tower, each (..., n).
+    """
+
+    kind: str
+    coords: Tensor
+    patch: Tensor
+    grids: tuple[tuple[int, int, int], ...] = ()
+    signals: Mapping[str, Tensor] = field(default_factory=dict)
+
+    def __len__(self) -> int:
+        return len(self.patch)
+
+
+def grid_coords(t: int, h: int, w: int, view: int = 0) -> Tensor:
+    """(t * h * w, 4) int64: view, frame, row, column of a grid in raster order."""
+    places = torch.cartesian_prod(torch.arange(t), torch.arange(h), torch.arange(w)).view(-1, 3)
+    return torch.cat([torch.full((len(places), 1), view), places], 1)
+
+
+def grid_source(kind: str, t: int, h: int, w: int) -> Source:
+    """A plain t x h x w grid without newlines."""
+    return Source(kind, grid_coords(t, h, w), torch.ones(t * h * w, dtype=torch.bool), ((t, h, w),))
+
+
+def unknown_source(kind: str, n: int) -> Source:
+    """n tokens of which only the order is known."""
+    return Source(kind, torch.full((n, 4), -1), torch.ones(n, dtype=torch.bool))
+
+
+def square_source(kind: str, frames: int, n: int) -> Source:
+    """``frames`` square grids that hold n tokens together; unknown places if they cannot."""
+    side = math.isqrt(n // frames) if frames else 0
+    return grid_source(kind, frames, side, side) if side and frames * side * side == n else unknown_source(kind, n)
+
+
+def grid_means(scores: Tensor, height: int, width: int, block: int) -> Tensor:
+    """(C, height * width) patches of one tile -> (C, n): means over ``block`` x ``block`` patches, in raster order."""
+    return nn.functional.avg_pool2d(scores.view(1, -1, height, width), block).flatten(1).view(len(scores), -1)
+
+
+def spread_tile(scores: Tensor, n: int) -> Tensor:
+    """(C, patches) of one tile -> (C, n) of its visual tokens: the same, with a class token first, or square blocks."""
+    patches = scores.shape[1]
+    if n in (patches, patches + 1):
+        return nn.functional.pad(scores, (n - patches, 0))
+    side, out = math.isqrt(patches), math.isqrt(n)
+    if side * side != patches or out * out != n or not 0 < out < side or side // (side // out) != out:
+        raise NotImplementedError(
+            f"no rule says which of {patches} patches of the vision tower make which of {n} visual tokens; the family "
+            "must define spread, see vtprune/families/base.py"
+        )
+    return grid_means(scores, side, side, side // out)
+
+
+class Family:
+    """Answers with defaults that fit most models; a family overrides what differs.
+
+    model_types:        the ``config.model_type`` values it serves.
+    between_layers:     methods of the decoder that change hidden states between layers by a full-length visual mask
+                        (DeepStack); called as (hidden, visual mask (B, L), embeddings (visual tokens, D)).
+    tokenwise:          layer arguments with one entry per token, gathered with the hidden states: name -> dimension.
+    reads_position_ids: whether attention computes with ``position_ids`` beyond the rotary tables.
+    """
+
+    model_types: tuple[str, ...] = ()
+    between_layers: tuple[str, ...] = ()
+    tokenwise: Mapping[str, int] = {}
+    reads_position_ids: bool = False
+
+    def base(self, model: nn.Module) -> nn.Module:
+        """The model that owns ``get_image_features`` and merges the features into the prompt."""
+        return model.model if hasattr(model, "model") else model
+
+    def decoder(self, model: nn.Module) -> nn.Module:
+        """The text model whose ``layers`` are pruned."""
+        base = self.base(model)
+        return base.language_model if hasattr(base, "language_model") else base.text_model
+
+    def towers(self, model: nn.Module) -> Mapping[str, nn.Module]:
+        """The vision tower that encodes each modality ("image", "video")."""
+        base = self.base(model)
+        for name in ("vision_tower", "visual", "vision_model"):
+            if hasattr(base, name):
+                return {"image": getattr(base, name), "video": getattr(base, name)}
+        return {}
+
+    def placeholders(self, model: nn.Module) -> dict[str, int]:
+        """The placeholder id of each modality that the model knows."""
+        ids = {kind: getattr(model.config, f"{kind}_token_id", None) for kind in ("image", "video")}
+        return {kind: token for kind, token in ids.items() if isinstance(token, int)}
+
+    def sources(self, model: nn.Module, kind: str, arguments: Mapping, features: Sequence[Tensor]) -> list[Source]:
+        """What an encoder call delivered.
+
+        kind:      "image" or "video".
+        arguments: of ``get_image_features`` or ``get_video_features``, by name.
+        features:  its ``pooler_output``: a list of (n, D) or a tensor (sources, n, D).
+        """
+        pixels = arguments.get("pixel_values_videos")
+        frames = pixels.shape[1] if kind == "video" and pixels is not None and pixels.dim() == 5 else 1
+        return [square_source(kind, frames, len(feature)) for feature in features]
+
+    def vision_layers(self, model: nn.Module, kind: str = "image") -> list[nn.Module]:
+        """The attention modules of the vision tower that encodes ``kind``, first layer first."""
+        for module in self.towers(model)[kind].modules():
+            names = ("self_attn", "attn", "attention")
+            if isinstance(module, nn.ModuleList):
+                found = [getattr(layer, name) for layer in module for name in names if hasattr(layer, name)]
+                if found and len(found) == len(module):
+                    return found
+        raise NotImplementedError(
+            f"cannot find the attention modules in the vision tower of {type(model).__name__}; its family must define "
+            "vision_layers, see vtprune/families/base.py"
+        )
+
+    def has_class_token(self, model: nn.Module, kind: str = "image") -> bool:
+        """Whether the tower puts a class token before the patches of a tile."""
+        names = {name.rpartition(".")[2] for name, _ in self.towers(model)[kind].named_parameters()}
+        return not names.isdisjoint(("class_embedding", "cls_token"))
+
+    def spread(
+        self, model: nn.Module, kind: str, arguments: Mapping, scores: Tensor, lengths: Sequence[int]
+    ) -> list[Tensor]:
+        """Scores of the tower's patches in the places of the visual tokens: (C, n) for each source.
+
+        kind, arguments: of the encoder call, as for ``sources``.
+        scores:  (tiles, C, patches) in the order of the tower, without class tokens; a packed sequence is one tile.
+        lengths: n of each source.
+        A token made of several patches gets their mean, one that is no patch 0.
+        """
+        each, rest = divmod(len(scores), len(lengths))
+        if rest:
+            raise NotImplementedError(
+                f"{len(scores)} tiles do not divide among {len(lengths)} images or videos; the family must define "
+                "spread, see vtprune/families/base.py"
+            )
+        tiles = [[spread_tile(tile, n // each) for tile in some] for some, n in zip(scores.split(each), lengths)]
+        return [torch.cat(some, -1) for some in tiles]
+
+
+def register(family: type[Family]) -> type[Family]:
+    """Class decorator: lists the family under each of its model types."""
+    for model_type in family.model_types:
+        FAMILIES[model_type] = family()
+    return family
+
+
+def family_of(model: nn.Module) -> Family:
+    """The registered family of a model. Raises NotImplementedError that names it, the known ones and the file to write."""
+    model_type = getattr(getattr(model, "config", None), "model_type", None)
+    if model_type not in FAMILIES:
+        raise NotImplementedError(
+            f"vtprune has no family for model_type {model_type!r}; it knows {', '.join(sorted(FAMILIES))}. "
+            "A new one is a file of about 30 lines: see vtprune/families/base.py. "
+            "wrap(model, ..., strict=False) tries to detect it and warns"
+        )
+    return FAMILIES[model_type]

@@ -1,0 +1,121 @@
+"""LLaVA-NeXT, NeXT-Video and OneVision: a thumbnail and a high-resolution view whose rows end in newline tokens."""
+
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import Tensor, nn
+
+from vtprune.families.base import Family, Source, grid_coords, register, square_source, unknown_source
+
+
+def newline_source(kind: str, newline: Tensor, thumbnail: int) -> Source:
+    """A thumbnail of ``thumbnail`` tokens and a view of rows that end in newlines, from the (n,) newline flags."""
+    side = round(thumbnail**0.5)
+    ends = newline[thumbnail:].nonzero().flatten().tolist()
+    height, rest = len(ends), len(newline) - thumbnail
+    width = ends[0] if ends else 0
+    regular = height and rest == height * (width + 1) and ends == [(width + 1) * (i + 1) - 1 for i in range(height)]
+    if not regular or side * side != thumbnail:
+        source = unknown_source(kind, len(newline))
+        return Source(kind, source.coords, ~newline)
+    wide = grid_coords(1, height, width + 1, view=1)
+    wide[newline[thumbnail:]] = -1
+    grids = ((1, side, side), (1, height, width))
+    return Source(kind, torch.cat([grid_coords(1, side, side), wide]), ~newline, grids)
+
+
+@register
+class LlavaNext(Family):
+    model_types = ("llava_next", "llava_next_video")
+
+    def tiles(self, model: nn.Module, arguments: Mapping) -> list[int]:
+        """How many crops, the thumbnail included, each image has."""
+        from vtprune.compat import anyres_tiles
+
+        config = self.base(model).config
+        return anyres_tiles(arguments["image_sizes"], config.image_grid_pinpoints, config.vision_config.image_size)
+
+    def pack(self, model: nn.Module, arguments: Mapping, tiles: Sequence[Tensor], newline: Tensor) -> list[Tensor]:
+        """The model's own arrangement of crops into prompt order, for any (crops, n, C) and a (C,) newline value."""
+        strategy = arguments.get("vision_feature_select_strategy") or self.base(model).config.vision_feature_select_strategy
+        packed, _ = self.base(model).pack_image_features(
+            tiles, arguments["image_sizes"], vision_feature_select_strategy=strategy, image_newline=newline
+        )
+        return list(packed)
+
+    def sources(self, model: nn.Module, kind: str, arguments: Mapping, features: Sequence[Tensor]) -> list[Source]:
+        if kind == "video":
+            return self.video_sources(model, arguments, features)
+        config = self.base(model).config.vision_config
+        n = (config.image_size // config.patch_size) ** 2
+        counts = self.tiles(model, arguments)
+        # the model arranges flags instead of features: 1 where it puts a newline
+        flags = self.pack(model, arguments, [torch.zeros(count, n, 1) for count in counts], torch.ones(1))
+        sources = []
+        for count, flag in zip(counts, flags, strict=True):
+            newline = flag[:, 0] > 0.5
+            if count > 1:
+                sources.append(newline_source(kind, newline, n))
+            else:
+                sources.append(tail_source(kind, 1, newline))
+        return sources
+
+    def video_sources(self, model: nn.Module, arguments: Mapping, features: Sequence[Tensor]) -> list[Source]:
+        return Family.sources(self, model, "video", arguments, features)
+
+    def spread(
+        self, model: nn.Module, kind: str, arguments: Mapping, scores: Tensor, lengths: Sequence[int]
+    ) -> list[Tensor]:
+        if kind == "video":
+            return self.spread_video(model, arguments, scores, lengths)
+        # the model arranges scores instead of features, with newlines of 0
+        tiles = scores.transpose(1, 2).contiguous().split(self.tiles(model, arguments))
+        packed = self.pack(model, arguments, tiles, scores.new_zeros(scores.shape[1]))
+        return [score.T for score in packed]
+
+    def spread_video(
+        self, model: nn.Module, arguments: Mapping, scores: Tensor, lengths: Sequence[int]
+    ) -> list[Tensor]:
+        return Family.spread(self, model, "video", arguments, scores, lengths)
+
+
+def tail_source(kind: str, frames: int, newline: Tensor) -> Source:
+    """Square grids followed by newlines, from the (n,) newline flags."""
+    plain = square_source(kind, frames, int((~newline).sum()))
+    coords = torch.full((len(newline), 4), -1)
+    coords[~newline] = plain.coords
+    return Source(kind, coords, ~newline, plain.grids)
+
+
+@register
+class LlavaOnevision(LlavaNext):
+    model_types = ("llava_onevision",)
+
+    def tiles(self, model: nn.Module, arguments: Mapping) -> list[int]:
+        counts = super().tiles(model, arguments)
+        images = arguments.get("batch_num_images")
+        if images is None:
+            return counts
+        # only a lone image is cut into crops
+        lone = [n == 1 for n in images.tolist() for _ in range(n)]
+        return [count if one else 1 for count, one in zip(counts, lone, strict=True)]
+
+    def pack(self, model: nn.Module, arguments: Mapping, tiles: Sequence[Tensor], newline: Tensor) -> list[Tensor]:
+        ratio = arguments.get("vision_aspect_ratio") or self.base(model).config.vision_aspect_ratio
+        packed, _ = self.base(model).pack_image_features(
+            tiles, arguments["image_sizes"], image_newline=newline, vision_aspect_ratio=ratio
+        )
+        return list(packed)
+
+    def video_sources(self, model: nn.Module, arguments: Mapping, features: Sequence[Tensor]) -> list[Source]:
+        frames = arguments["pixel_values_videos"].shape[1]
+        # one newline ends the video
+        flags = [torch.arange(len(feature)) == len(feature) - 1 for feature in features]
+        return [tail_source("video", frames, flag) for flag in flags]
+
+    def spread_video(
+        self, model: nn.Module, arguments: Mapping, scores: Tensor, lengths: Sequence[int]
+    ) -> list[Tensor]:
+        pooled = self.base(model).apply_pooling(scores.transpose(1, 2)).transpose(1, 2)
+        videos = pooled.split(arguments["pixel_values_videos"].shape[1])
+        return [nn.functional.pad(frames.transpose(0, 1).flatten(1), (0, 1)) for frames in videos]

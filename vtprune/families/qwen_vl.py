@@ -1,0 +1,46 @@
+"""Qwen2-VL, Qwen2.5-VL and Qwen3-VL: grids of any shape, counted in patches before the spatial merge."""
+
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import Tensor, nn
+
+from vtprune.families.base import Family, Source, grid_source, register
+
+
+@register
+class QwenVL(Family):
+    model_types = ("qwen2_vl", "qwen2_5_vl")
+
+    def sources(self, model: nn.Module, kind: str, arguments: Mapping, features: Sequence[Tensor]) -> list[Source]:
+        merge = self.base(model).config.vision_config.spatial_merge_size
+        grids = arguments[f"{kind}_grid_thw"].tolist()
+        return [grid_source(kind, t, h // merge, w // merge) for t, h, w in grids]
+
+    def spread(
+        self, model: nn.Module, kind: str, arguments: Mapping, scores: Tensor, lengths: Sequence[int]
+    ) -> list[Tensor]:
+        config = self.base(model).config.vision_config
+        merge, window = config.spatial_merge_size, getattr(config, "window_size", None)
+        # the tower keeps the patches of one token together
+        tokens = scores[0].unflatten(1, (-1, merge**2)).mean(2)
+        grids = [(t, h // merge, w // merge) for t, h, w in arguments[f"{kind}_grid_thw"].tolist()]
+        parts = tokens.split([t * h * w for t, h, w in grids], 1)
+        if window is None:
+            return list(parts)
+        side = window // merge // config.patch_size
+        orders = [window_order(t, h, w, side).to(scores.device) for t, h, w in grids]
+        return [part[:, order.argsort()] for part, order in zip(parts, orders)]
+
+
+def window_order(t: int, h: int, w: int, side: int) -> Tensor:
+    """(t * h * w,) int64: the raster places of a grid, window by window of ``side`` x ``side``, as Qwen2.5-VL's tower."""
+    frame, row, column = torch.meshgrid(torch.arange(t), torch.arange(h), torch.arange(w), indexing="ij")
+    window = (frame * (-(-h // side)) + row // side) * (-(-w // side)) + column // side
+    return window.flatten().argsort(stable=True)
+
+
+@register
+class Qwen3VL(QwenVL):
+    model_types = ("qwen3_vl",)
+    between_layers = ("_deepstack_process",)

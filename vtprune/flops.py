@@ -1,0 +1,227 @@
+"""What a prompt costs the decoder, from its config: FLOPs, bytes of keys and values, and FastV's figure."""
+
+import operator
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+Length = int | tuple[int, int]
+"""Tokens that a layer processes; a pair (attention, MLP) where a site lies inside the layer."""
+
+UNGATED = frozenset(
+    "apertus arcee biogpt gpt_neox jais2 nanochat nemotron opt persimmon phi starcoder2".split()
+)  # text models whose MLP is two matrices, up and down; all others have a gate as a third
+
+# what a config says of a decoder that is more than attention and a dense MLP
+_EXPERTS = ("num_experts", "num_local_experts", "n_routed_experts", "moe_num_experts")
+_SPECIAL = (
+    *("kv_lora_rank", "num_kv_shared_layers", "hidden_size_per_layer_input", "cross_attention_layers"),
+    *("attn_output_gate", "attention_k_eq_v", "enable_moe_block", "use_double_wide_mlp"),
+)
+_ATTENTION_LAYERS = {"full_attention", "sliding_attention", "chunked_attention"}
+
+
+@dataclass(frozen=True)
+class Flops:
+    """Floating-point operations, 2 for each multiply-accumulate; norms, rotary, softmax and embedding are not counted.
+
+    linear:           matrices applied to tokens: projections, MLPs, convolutions, the head.
+    attention:        QK^T and PV in full: every query with every key of its call, masked or not.
+    attention_causal: QK^T and PV of the pairs that the mask allows: key not after query; in a vision tower: same image.
+                      Sliding windows, and image blocks that see both ways, are not looked at.
+    """
+
+    linear: int = 0
+    attention: int = 0
+    attention_causal: int = 0
+
+    @property
+    def total(self) -> int:
+        """With attention in full, as ``torch.utils.flop_counter`` counts it."""
+        return self.linear + self.attention
+
+    @property
+    def total_causal(self) -> int:
+        """With attention over the allowed pairs, which a kernel that skips masked blocks comes close to."""
+        return self.linear + self.attention_causal
+
+    def __add__(self, other: "Flops") -> "Flops":
+        if not isinstance(other, Flops):
+            return NotImplemented
+        return Flops(
+            self.linear + other.linear,
+            self.attention + other.attention,
+            self.attention_causal + other.attention_causal,
+        )
+
+
+@dataclass(frozen=True)
+class _Sizes:
+    """The widths of one decoder layer, in weights and channels."""
+
+    layers: int
+    hidden: int
+    queries: int  # query heads x head size
+    keys: int  # key heads x head size
+    mlp: int  # weights of all its matrices together
+
+    @property
+    def projections(self) -> int:
+        """Weights of q, k, v and o."""
+        return 2 * self.hidden * (self.queries + self.keys)
+
+
+def _number(config: Any, *names: str) -> int:
+    """The first of ``names`` that the config has, as an int."""
+    for name in names:
+        value = getattr(config, name, None)
+        if isinstance(value, int):
+            return value
+    raise ValueError(
+        f"a text config with an integer {' or '.join(names)} is needed; "
+        f"got a {type(config).__name__} without: pass model.config.get_text_config()"
+    )
+
+
+def _width(config: Any) -> int:
+    """Width of the hidden states; in Qwen2-VL's tower ``hidden_size`` is that of its output."""
+    return _number(config, "embed_dim", "hidden_size")
+
+
+def _heads(config: Any) -> tuple[int, int, int]:
+    """Query heads, key heads and head size; a config without ``num_key_value_heads`` has as many as query heads."""
+    n_query = _number(config, "num_attention_heads")
+    n_key = getattr(config, "num_key_value_heads", None) or n_query
+    size = getattr(config, "head_dim", None) or _width(config) // n_query
+    return n_query, n_key, size
+
+
+def _refuse_unknown(config: Any) -> None:
+    """Raises NotImplementedError for layers that are not plain attention and one dense MLP."""
+    found = [name for name in _EXPERTS if (getattr(config, name, None) or 0) > 1]
+    found += [name for name in _SPECIAL if getattr(config, name, None)]
+    found += sorted(set(getattr(config, "layer_types", None) or ()) - _ATTENTION_LAYERS)
+    if found:
+        raise NotImplementedError(
+            f"FLOPs and bytes are known for decoders of attention and one dense MLP per layer; "
+            f"{getattr(config, 'model_type', type(config).__name__)!r} has {', '.join(found)}. "
+            "Measure with torch.utils.flop_counter.FlopCounterMode instead"
+        )
+
+
+def _sizes(config: Any, mlp_matrices: int | None) -> _Sizes:
+    _refuse_unknown(config)
+    if mlp_matrices is None:
+        mlp_matrices = 2 if getattr(config, "model_type", None) in UNGATED else 3
+    n_query, n_key, size = _heads(config)
+    hidden = _width(config)
+    mlp = mlp_matrices * hidden * _number(config, "intermediate_size", "ffn_dim")
+    return _Sizes(_number(config, "num_hidden_layers"), hidden, n_query * size, n_key * size, mlp)
+
+
+def _pairs(lengths: Sequence[Length], layers: int) -> list[tuple[int, int]]:
+    """(attention, MLP) tokens of each layer."""
+    if len(lengths) != layers:
+        raise ValueError(f"one length for each of the {layers} decoder layers is needed; got {len(lengths)}")
+    pairs = []
+    for length in lengths:
+        pair = tuple(map(operator.index, length if isinstance(length, tuple) else (length, length)))
+        if len(pair) != 2 or min(pair) < 0:
+            raise ValueError(f"a length is an int >= 0 or a pair (attention, MLP) of them; got {length}")
+        pairs.append(pair)
+    return pairs
+
+
+def decoder_flops(
+    text_config: Any,
+    lengths: Sequence[Length],
+    *,
+    past: Sequence[int] | None = None,
+    mlp_matrices: int | None = None,
+) -> Flops:
+    """FLOPs of all decoder layers in one forward of ONE sample; the head is ``lm_head_flops``.
+
+    lengths:      (layers,) tokens that each layer processes; a pair (attention, MLP) where a site lies inside it.
+                  The sample's own tokens: what is spent on padding is not counted.
+    past:         (layers,) keys that each layer finds in its cache, to which new tokens attend too; none by default.
+    mlp_matrices: 3 with a gate, 2 without; by default 2 for the model types in ``UNGATED``.
+    Raises:       ValueError for lengths that do not fit the config, NotImplementedError for mixtures of experts, for
+                  latent, shared or linear attention and for per-layer inputs.
+    """
+    sizes = _sizes(text_config, mlp_matrices)
+    pairs = _pairs(lengths, sizes.layers)
+    before = [n for n, _ in _pairs([0] * sizes.layers if past is None else past, sizes.layers)]
+    linear = sum(2 * sizes.projections * n + 2 * sizes.mlp * m for n, m in pairs)
+    scores = sum(n * (p + n) for (n, _), p in zip(pairs, before, strict=True))
+    allowed = sum(n * p + n * (n + 1) // 2 for (n, _), p in zip(pairs, before, strict=True))
+    return Flops(linear, 4 * sizes.queries * scores, 4 * sizes.queries * allowed)
+
+
+def decode_flops(text_config: Any, lengths: Sequence[Length], steps: int, *, mlp_matrices: int | None = None) -> Flops:
+    """FLOPs of the decoder layers for ``steps`` one-token forwards on the cache that a prefill of ``lengths`` left.
+
+    ``generate`` with n new tokens makes n - 1 such steps: the first token comes from the prefill. In each, the token
+    attends to the cache and to itself. The head is ``lm_head_flops(text_config, steps)``.
+    """
+    if steps < 0:
+        raise ValueError(f"steps is the number of one-token forwards, 0 or more; got {steps}")
+    sizes = _sizes(text_config, mlp_matrices)
+    keys = sum(steps * n + steps * (steps + 1) // 2 for n, _ in _pairs(lengths, sizes.layers))
+    linear = 2 * (sizes.projections + sizes.mlp) * steps * sizes.layers
+    return Flops(linear, 4 * sizes.queries * keys, 4 * sizes.queries * keys)
+
+
+def lm_head_flops(text_config: Any, positions: int = 1) -> Flops:
+    """FLOPs of the logits of ``positions`` tokens: 1 in a prefill of ``generate``, all of them in a plain forward."""
+    return Flops(2 * positions * _number(text_config, "hidden_size") * _number(text_config, "vocab_size"))
+
+
+def attention_rows_flops(
+    config: Any,
+    n_rows: int,
+    n_keys: int,
+    peek: bool = False,
+    *,
+    query_rows: int | None = None,
+    value_rows: int = 0,
+) -> Flops:
+    """FLOPs of the signal that reads ``n_rows`` rows of a layer's attention: their queries, and QK^T without PV.
+
+    config:     of the decoder, or of a vision tower.
+    n_keys:     keys that each row is compared with.
+    peek:       the layer has not run yet, so its keys are projected for the signal as well.
+    query_rows: rows whose query is projected for the signal: ``n_rows`` by default, 0 where the layer's own queries are
+                seen, all of them where a peek runs the whole projection.
+    value_rows: rows whose value is projected as a by-product of the peek.
+    """
+    n_query, n_key, size = _heads(config)
+    query_rows = n_rows if query_rows is None else query_rows
+    projected = query_rows * n_query + value_rows * n_key + (n_keys * n_key if peek else 0)
+    scores = 2 * n_rows * n_keys * n_query * size
+    return Flops(2 * _width(config) * size * projected, scores, scores)
+
+
+def kv_bytes(text_config: Any, lengths: Sequence[Length], dtype_size: int) -> int:
+    """Bytes of the keys and values of ONE sample in all layers, padding aside.
+
+    lengths:    (layers,) cached tokens; of a pair (attention, MLP) the first.
+    dtype_size: bytes per number: 2 for bfloat16 and float16, 4 for float32.
+    Layers with a sliding window count in full, as a pruned cache keeps them; an unpruned one may hold less.
+    """
+    _refuse_unknown(text_config)
+    _, n_key, size = _heads(text_config)
+    tokens = sum(n for n, _ in _pairs(lengths, _number(text_config, "num_hidden_layers")))
+    return 2 * n_key * size * tokens * dtype_size
+
+
+def fastv_flops(hidden: int, intermediate: int, lengths: Sequence[Length]) -> int:
+    """FastV's figure: the sum over layers of 4 n d^2 + 2 n^2 d + 2 n d m, for comparison with papers and nothing else.
+
+    Chen et al., "An Image is Worth 1/2 Tokens After Layer 2", ECCV 2024, arXiv:2403.06764, section 4. It counts
+    multiply-accumulates (half of the FLOPs), takes every head for a key head (too much under GQA) and the MLP for two
+    matrices (too little where there is a gate).
+
+    lengths: tokens of each layer that is meant, as for ``decoder_flops``.
+    """
+    d, m = hidden, intermediate
+    return sum(4 * n * d**2 + 2 * n**2 * d + 2 * k * d * m for n, k in _pairs(lengths, len(lengths)))

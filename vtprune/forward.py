@@ -1,0 +1,198 @@
+"""One forward of a wrapped model: which rows of every sample are alive, and what happens to them at a site.
+
+The state of a forward lives in a context variable and ends with it; nothing of it stays on the model. Indices are
+kept on the CPU, where they are checked; a site costs one transfer from the device and one back.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from contextvars import ContextVar
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from vtprune.apply import Merge, Step, build_step
+from vtprune.cache import Arrival
+from vtprune.check import check_selection
+from vtprune.layout import Layout, Row
+from vtprune.report import Prefill, SiteRecord
+from vtprune.tokens import Segment, Selection, VisualTokens
+
+CURRENT: ContextVar[Forward | None] = ContextVar("vtprune_forward", default=None)
+
+
+@dataclass
+class Sample:
+    """One row of the batch in the middle of a forward. Index tensors are on the CPU.
+
+    offered: (n,) which of ``row.columns`` policies may prune; rows of ``VisualTokens`` count these.
+    alive:   (k,) rows of ``offered`` that are still there.
+    visual:  (k,) their physical rows. others: (m,) physical rows of everything else, padding included.
+    text:    (M,) physical rows of the text tokens.
+    """
+
+    row: Row
+    offered: Tensor
+    alive: Tensor
+    visual: Tensor
+    others: Tensor
+    text: Tensor
+    memory: dict = field(default_factory=dict)
+
+    @staticmethod
+    def start(row: Row, length: int, newlines: bool) -> Sample:
+        """A row in which nothing was pruned yet."""
+        offered = torch.arange(len(row.columns)) if newlines else row.patch.nonzero().flatten()
+        visual = row.columns[offered]
+        other = torch.ones(length, dtype=torch.bool)
+        other[visual] = False
+        return Sample(row, offered, torch.arange(len(offered)), visual, other.nonzero().flatten(), row.text)
+
+    def segments(self) -> tuple[Segment, ...]:
+        """The images and videos of which a token is offered, with their living rows."""
+        source = self.row.source[self.offered[self.alive]]
+        counts = torch.bincount(source, minlength=len(self.row.sources)).tolist()
+        segments, at = [], 0
+        for ordinal, (origin, count) in enumerate(zip(self.row.sources, counts, strict=True)):
+            if bool(origin.patch.any()):
+                segments.append(Segment(slice(at, at + count), origin.grids, origin.kind, ordinal))
+            at += count
+        return tuple(segments)
+
+    def tokens(self, hidden: Tensor, site: float, signals: Mapping[str, Tensor]) -> VisualTokens:
+        """What the policy sees. hidden: (P, D) all physical rows of this sample."""
+        device, index = hidden.device, self.offered[self.alive]
+        return VisualTokens(
+            hidden=hidden[self.visual.to(device)],
+            text=hidden[self.text.to(device)],
+            segments=self.segments(),
+            signals=signals,
+            site=site,
+            rows=self.alive.to(device),
+            coords=self.row.coords[index].to(device),
+            position=(self.row.columns[index] - self.row.start).to(device),
+            seed=self.row.seed,
+            memory=self.memory,
+        )
+
+    def keep(self, keep: Tensor) -> tuple[Tensor, Tensor]:
+        """Physical rows that live on, ascending, and where the kept visual tokens will stand among them."""
+        kept = self.visual[keep]
+        rows = torch.cat([self.others, kept]).sort().values
+        return rows, torch.searchsorted(rows, kept)
+
+    def move(self, rows: Tensor, keep: Tensor, pad: int) -> None:
+        """Takes over the new physical rows after a step that put ``pad`` pads on the left."""
+        self.visual = torch.searchsorted(rows, self.visual[keep]) + pad
+        self.others = torch.searchsorted(rows, self.others) + pad
+        self.text = torch.searchsorted(rows, self.text) + pad
+        self.alive = self.alive[keep]
+
+
+class Forward:
+    """The state of one forward.
+
+    columns: (B, P) logical columns of this forward that the physical rows hold; None until something was pruned.
+    valid:   (B, P) or None; False for pads that unequal counts made necessary.
+    arrival: what the cache layers from here on will store; None until something was pruned.
+    """
+
+    def __init__(self, owner: object, policy, outer: Forward | None = None):
+        self.owner, self.policy, self.outer = owner, policy, outer
+        self.length = 0
+        self.kinds: Tensor | None = None
+        self.ids: Tensor | None = None
+        self.mask2d: Tensor | None = None
+        self.encoded: dict[str, Sequence] = {}
+        self.layout: Layout | None = None
+        self.samples: list[Sample] = []
+        self.columns: Tensor | None = None
+        self.valid: Tensor | None = None
+        self.arrival: Arrival | None = None
+        self.steps: list[Step] = []
+        self.plain = True
+        self.scattered = False
+        self.compact = False
+        self.memo: dict = {}
+        self.captured: dict[int, tuple] = {}
+        self.inside: dict[str, Tensor] = {}
+        self.fresh: dict = {}
+        self.record: Prefill | None = None
+
+    def begin(self, layout: Layout, newlines: bool) -> None:
+        """Takes the layout of a forward that holds visual tokens."""
+        self.layout = layout
+        self.samples = [Sample.start(row, layout.length, newlines) for row in layout.rows]
+        self.record = Prefill(layout, [sample.offered for sample in self.samples])
+
+    @property
+    def prunable(self) -> bool:
+        return self.layout is not None
+
+    def prune(self, site: float, hidden: Tensor, signals: Callable[[int], Mapping[str, Tensor]], shift: Tensor | None):
+        """Asks the policy for every sample and applies its answers.
+
+        hidden:  (B, P, D). signals: of sample b. shift: (B,) renumbering of earlier turns, or None.
+        Returns the pruned (B, K, D), or ``hidden`` itself if everything stays.
+        """
+        started = time.perf_counter()
+        selections: list[Selection | None] = []
+        for b, sample in enumerate(self.samples):
+            if not len(sample.visual):
+                selections.append(None)
+                continue
+            tokens = sample.tokens(hidden[b], site, signals(b))
+            selections.append(check_selection(self.policy.select(tokens), tokens, self.policy))
+        kept = [torch.arange(0) if s is None else s.keep.cpu() for s in selections]
+        milliseconds = 1000 * (time.perf_counter() - started)
+        before = [len(sample.visual) for sample in self.samples]
+        self.record.sites.append(SiteRecord(site, before, [s.alive[k] for s, k in zip(self.samples, kept)], milliseconds))
+        whole = all(len(k) == n for k, n in zip(kept, before, strict=True))
+        if whole and all(s is None or s.merge is None for s in selections):
+            return hidden
+        step = self._step(selections, kept, hidden.device)
+        self._advance(step, shift, hidden.device)
+        return step.apply(hidden)
+
+    def _step(self, selections: Sequence[Selection | None], kept: Sequence[Tensor], device: torch.device) -> Step:
+        rows, merges, longest = [], [], 0
+        for sample, selection, keep in zip(self.samples, selections, kept, strict=True):
+            alive, slots = sample.keep(keep)
+            rows.append(alive)
+            longest = max(longest, len(alive))
+            merged = selection is not None and selection.merge is not None
+            merges.append(Merge(sample.visual.to(device), selection, slots.to(device)) if merged else None)
+        for sample, alive, keep in zip(self.samples, rows, kept, strict=True):
+            sample.move(alive, keep, longest - len(alive))
+        return build_step(rows, merges, device)
+
+    def _advance(self, step: Step, shift: Tensor | None, device: torch.device) -> None:
+        batch = step.order.shape[0]
+        if self.columns is None:
+            self.columns = torch.arange(self.length, device=device).expand(batch, -1)
+        self.columns, self.valid = step.follow(self.columns), step.valid
+        if self.compact:
+            # a row renumbered from `start` on has moved by what was dropped before its end
+            dropped = self.length - self._counts(device)
+            shift = dropped if shift is None else shift + dropped
+        else:
+            shift = None
+        self.arrival = Arrival(self.columns, self.valid, self.length, shift)
+        self.steps.append(step)
+        self.memo.clear()
+
+    def _counts(self, device: torch.device) -> Tensor:
+        if self.valid is None:
+            return torch.full((self.columns.shape[0],), self.columns.shape[1], device=device)
+        return self.valid.sum(1)
+
+    def dropped_before(self) -> Tensor:
+        """(B, K): how many columns of this forward were dropped before each physical row."""
+        counts = self._counts(self.columns.device)
+        ordinal = torch.arange(self.columns.shape[1], device=self.columns.device)[None] - (
+            self.columns.shape[1] - counts[:, None]
+        )
+        return (self.columns - ordinal).clamp(min=0)

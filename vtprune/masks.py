@@ -1,0 +1,72 @@
+"""The model's own attention mask, narrowed from logical to physical rows and columns; never rebuilt."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+def narrow_mask(
+    mask, columns: Tensor | None, positions: Tensor, valid: Tensor | None, n: int, start: int, total: int, kind: str, dtype: torch.dtype
+):
+    """The mask of one layer.
+
+    mask:      what the model built for the unpruned sequence: None, (B, L) of FlashAttention, (B or 1, 1, Q, L) bool or
+               additive, or a flex BlockMask. Columns of a window mask are the last ones of ``total``.
+    columns:   (B, n) columns of this forward that the query rows hold, or None if no row was dropped in it.
+    positions: (B, P) logical position of every key slot. valid: (B, P) or None.
+    start:     logical position of the forward's first column. total: logical length after it.
+    kind:      the model's attention implementation; dtype: of its hidden states.
+    Returns the same form of mask for (B, n) queries and (B, P) keys; None stays None when nothing must be hidden.
+    """
+    if mask is None:
+        return None if valid is None else _missing_mask(columns, positions, valid, n, start, kind, dtype)
+    if hasattr(mask, "mask_mod"):
+        return _block_mask(mask, columns, positions, valid, n, start)
+    if mask.dim() == 2:
+        kept = mask.gather(1, positions)
+        return kept if valid is None else kept * valid.to(kept.dtype)
+    mask = mask.expand(positions.shape[0], -1, -1, -1)
+    if columns is not None:
+        mask = mask.gather(2, columns[:, None, :, None].expand(-1, mask.shape[1], -1, mask.shape[3]))
+    offset = max(0, total - mask.shape[-1])
+    where = (positions - offset).clamp(min=0) if offset else positions
+    mask = mask.gather(3, where[:, None, None, :].expand(-1, mask.shape[1], mask.shape[2], -1))
+    if offset:
+        seen = positions >= offset
+        valid = seen if valid is None else valid & seen
+    return mask if valid is None else _hide(mask, valid[:, None, None, :])
+
+
+def _hide(mask: Tensor, shown: Tensor) -> Tensor:
+    return mask & shown if mask.dtype == torch.bool else mask.masked_fill(~shown, torch.finfo(mask.dtype).min)
+
+
+def _missing_mask(
+    columns: Tensor | None, positions: Tensor, valid: Tensor, n: int, start: int, kind: str, dtype: torch.dtype
+) -> Tensor:
+    """The causal mask that the model left implicit, once ragged rows make it necessary."""
+    if "flash" in kind:
+        return valid
+    if columns is None:
+        queries = torch.arange(start, start + n, device=positions.device)[None]
+    else:
+        queries = columns + start
+    shown = (positions[:, None, None, :] <= queries[:, None, :, None]) & valid[:, None, None, :]
+    if kind != "eager":
+        return shown
+    return torch.zeros_like(shown, dtype=dtype).masked_fill(~shown, torch.finfo(dtype).min)
+
+
+def _block_mask(mask, columns: Tensor | None, positions: Tensor, valid: Tensor | None, n: int, start: int):
+    from torch.nn.attention.flex_attention import create_block_mask
+
+    whole = mask.mask_mod
+    if columns is None:
+        columns = torch.arange(n, device=positions.device).expand(positions.shape[0], -1)
+
+    def physical(b, h, q, k):
+        shown = whole(b, h, columns[b, q], positions[b, k])
+        return shown if valid is None else shown & valid[b, k]
+
+    return create_block_mask(physical, *positions.shape[:1], None, n, positions.shape[1], device=positions.device)

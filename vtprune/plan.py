@@ -1,0 +1,96 @@
+"""Where a policy acts in a given model, checked before anything is hooked."""
+
+from __future__ import annotations
+
+from contextvars import ContextVar
+
+from torch import nn
+
+from vtprune import compat
+from vtprune.families.base import Family
+from vtprune.policies.base import Policy
+from vtprune.tokens import BEFORE_LLM, site_name
+
+OVERRIDES: ContextVar[dict[int, Policy]] = ContextVar("vtprune_overrides", default={})
+"""Policies that ``vtprune.options`` put in place of a plan's own, by the id of the plan."""
+
+
+class Plan:
+    """The sites of a policy in a model.
+
+    before: layer index -> sites served right before that layer. inside: layers with a site after their attention.
+    first:  the first layer that needs a hook. moved: sites served elsewhere than asked, with the reason.
+    """
+
+    def __init__(self, model: nn.Module, family: Family, policy: Policy, positions: str | None):
+        self.policy, self.wanted = policy, positions
+        decoder = family.decoder(model)
+        self.depth = len(decoder.layers)
+        self.before: dict[int, list[float]] = {}
+        self.inside: set[int] = set()
+        self.moved: dict[float, str] = {}
+        check_sites(policy, self.depth)
+        for site in sorted(set(policy.sites)):
+            self._place(site, decoder)
+        self.first = min([*self.before, *self.inside], default=0)
+        self._check_positions(decoder, policy)
+
+    def _place(self, site: float, decoder: nn.Module) -> None:
+        layer = max(0, int(site))
+        if site == int(site):
+            self.before.setdefault(layer, []).append(site)
+        elif has_plain_residuals(decoder, layer):
+            self.inside.add(layer)
+        elif layer + 1 < self.depth:
+            self.before.setdefault(layer + 1, []).append(site)
+            self.moved[site] = f"layers of {type(decoder).__name__} have another layout; served before layer {layer + 1}"
+        else:
+            self.moved[site] = f"layers of {type(decoder).__name__} have another layout and no layer follows; not served"
+
+    def active(self) -> Policy:
+        """The policy in force in this context."""
+        return OVERRIDES.get().get(id(self), self.policy)
+
+    def positions(self, policy: Policy) -> str:
+        """ "original" or "compact" for this policy."""
+        return self.wanted or getattr(policy, "positions", "original")
+
+    def _check_positions(self, decoder: nn.Module, policy: Policy) -> None:
+        wanted = self.positions(policy)
+        if wanted not in ("original", "compact"):
+            raise ValueError(f"positions is 'original' or 'compact' (renumbered without gaps); got {wanted!r}")
+        if wanted == "compact" and not compat.has_line_positions(decoder):
+            raise ValueError(
+                f"positions='compact' renumbers a line of positions; {type(decoder).__name__} places visual tokens in "
+                "time, height and width (mRoPE), where renumbering is undefined. Use positions='original'"
+            )
+
+    def check_override(self, policy: Policy) -> None:
+        """Raises ValueError when ``policy`` needs places or signals that were not hooked for this plan."""
+        if set(policy.sites) != set(self.policy.sites) or frozenset(policy.needs) != frozenset(self.policy.needs):
+            sites = ", ".join(site_name(site) for site in policy.sites)
+            raise ValueError(
+                f"options() can change how much a policy keeps, not where it acts or what it reads; {policy} acts at "
+                f"{sites}. Call vtprune.unwrap(model) and wrap it with these options"
+            )
+
+
+def check_sites(policy: Policy, depth: int) -> None:
+    """Raises ValueError for sites that a decoder of ``depth`` layers does not have."""
+    sites = tuple(policy.sites)
+    for site in sites:
+        number = isinstance(site, (int, float)) and not isinstance(site, bool)
+        if not number or (site != BEFORE_LLM and not (0 <= site < depth and site * 2 == int(site * 2))):
+            raise ValueError(
+                f"{policy} acts at site {site!r}; this decoder has layers 0 to {depth - 1}, so a site is BEFORE_LLM, "
+                f"0..{depth - 1} or inside(0)..inside({depth - 1})"
+            )
+    if not sites or list(sites) != sorted(set(sites)):
+        raise ValueError(f"sites must be distinct and ascending, at least one; {policy} gives {sites}")
+
+
+def has_plain_residuals(decoder: nn.Module, index: int) -> bool:
+    """Whether a layer is exactly x + attention(norm(x)), then x + mlp(norm(x)), so that hooks can meet in between."""
+    children = {name for name, _ in decoder.layers[index].named_children()}
+    scaled = getattr(decoder.config, "residual_multiplier", 1.0) != 1.0
+    return children == {"self_attn", "mlp", "input_layernorm", "post_attention_layernorm"} and not scaled

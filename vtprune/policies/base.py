@@ -1,0 +1,121 @@
+"""What a policy is, and where the known ones are listed."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import ClassVar, Literal, Protocol, runtime_checkable
+
+import torch
+from torch import Tensor
+
+from vtprune.tokens import BEFORE_LLM, Segment, Selection, VisualTokens
+
+POLICIES: dict[str, type] = {}
+"""Registered policies by name; the dict is the listing."""
+
+
+@runtime_checkable
+class Policy(Protocol):
+    """Chooses visual tokens. Any object with these three members is a policy; nothing must be inherited.
+
+    needs:  names of the signals that ``select`` reads, see ``vtprune.signals.SIGNALS``; computed only when named.
+    sites:  where it acts, ascending: ``BEFORE_LLM``, indices of decoder layers, ``inside(layer)``.
+    select: the tokens of one sample at one site -> which rows live on.
+
+    Optional members: ``positions``, "original" (default: survivors keep their place in the prompt) or "compact"
+    (they are renumbered, as methods do that shorten the prompt before the LLM); ``newlines`` (default False), whether
+    newline and separator tokens are offered for pruning too.
+    """
+
+    needs: frozenset[str]
+    sites: tuple[float, ...]
+
+    def select(self, tokens: VisualTokens) -> Selection: ...
+
+
+def register(name: str) -> Callable[[type], type]:
+    """Class decorator that lists a policy under ``name``. Raises ValueError when the name is taken."""
+
+    def add(cls: type) -> type:
+        if name in POLICIES:
+            raise ValueError(
+                f"policy {name!r} is already registered by {POLICIES[name].__module__}; choose another name"
+            )
+        POLICIES[name] = cls
+        return cls
+
+    return add
+
+
+def top_rows(score: Tensor, k: int) -> Tensor:
+    """The ``k`` rows of largest ``score`` (N,), ascending (k,) int64; on a tie the lowest row wins."""
+    return score.sort(descending=True, stable=True).indices[:k].sort().values
+
+
+@dataclass
+class ScorePolicy:
+    """Base of policies that give every token a score: write ``score`` and you are done.
+
+    keep_ratio: fraction of visual tokens KEPT, in (0, 1]; 0.5 if neither it nor ``n_keep`` is given.
+    n_keep:     absolute number of visual tokens kept, instead of ``keep_ratio``.
+    budget:     "segment" gives every image or video its own share, so that none is starved; "prompt" pools them.
+    """
+
+    keep_ratio: float | None = None
+    n_keep: int | None = None
+    budget: Literal["segment", "prompt"] = "segment"
+
+    needs: ClassVar[frozenset[str]] = frozenset()
+    sites: ClassVar[tuple[float, ...]] = (BEFORE_LLM,)
+
+    def __post_init__(self):
+        if self.keep_ratio is not None and self.n_keep is not None:
+            raise ValueError(
+                f"give keep_ratio or n_keep, not both; got keep_ratio={self.keep_ratio!r} and n_keep={self.n_keep!r}"
+            )
+        if self.keep_ratio is None and self.n_keep is None:
+            self.keep_ratio = 0.5
+        if self.keep_ratio is not None:
+            check_ratio(self.keep_ratio)
+        elif isinstance(self.n_keep, bool) or not isinstance(self.n_keep, int) or self.n_keep < 1:
+            raise ValueError(
+                f"n_keep is the number of visual tokens kept, an integer of 1 or more; got {self.n_keep!r}"
+            )
+        if self.budget not in ("segment", "prompt"):
+            raise ValueError(
+                f"budget is 'segment' (a share for each image or video) or 'prompt' (one pool); got {self.budget!r}"
+            )
+
+    def count(self, n: int) -> int:
+        """How many of ``n`` tokens to keep: half rounds to even, at least 1, at most n. The one rounding of keep_ratio."""
+        wanted = self.n_keep if self.n_keep is not None else round(n * self.keep_ratio)
+        return min(n, max(1, wanted))
+
+    def pools(self, tokens: VisualTokens) -> tuple[slice, ...]:
+        """The runs of rows that share one budget."""
+        if self.budget == "prompt":
+            return (slice(0, len(tokens)),)
+        return tuple(segment.span for segment in tokens.segments if len(segment))
+
+    def score(self, tokens: VisualTokens) -> Tensor:
+        """(N,) float, higher is kept."""
+        raise NotImplementedError(f"{type(self).__name__} must define score(tokens) -> (N,) or select(tokens)")
+
+    def select(self, tokens: VisualTokens) -> Selection:
+        """The best rows of every pool, in prompt order."""
+        score = self.score(tokens)
+        keep = [pool.start + top_rows(score[pool], self.count(pool.stop - pool.start)) for pool in self.pools(tokens)]
+        return Selection(torch.cat(keep))
+
+
+def check_ratio(keep_ratio: object) -> None:
+    """Raises ValueError unless ``keep_ratio`` is a number in (0, 1]."""
+    number = isinstance(keep_ratio, (int, float)) and not isinstance(keep_ratio, bool)
+    if not number or not 0 < keep_ratio <= 1:  # nan compares false
+        raise ValueError(f"keep_ratio is the fraction of visual tokens KEPT, in (0, 1]; got {keep_ratio!r}")
+
+
+def segment_places(tokens: VisualTokens, segment: Segment) -> Tensor | None:
+    """(n, 4) view, frame, row, column of the segment's tokens, or None if the family does not know them."""
+    if tokens.coords is None or not segment.grids:
+        return None
+    return tokens.coords[segment.span]

@@ -1,0 +1,356 @@
+"""One wrapped model: the only file that registers hooks.
+
+Everything above the decoder layers keeps seeing the unpruned sequence; the layers see the pruned one. Pre-hooks on the
+layers gather hidden states, rotary tables and masks; pruned cache layers answer with unpruned lengths; a hook on the
+last layer scatters back, so that logits have the shape of the input.
+"""
+
+from __future__ import annotations
+
+import functools
+import inspect
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import Tensor, nn
+
+from vtprune import compat
+from vtprune.apply import gather_rows, scatter_rows
+from vtprune.cache import PrunedDynamicLayer, PrunedLayer, PrunedStaticLayer, live_layer, prune_layer
+from vtprune.encoder import Recorder, check_chunks, encoded_sources
+from vtprune.families.base import Family, Source
+from vtprune.forward import CURRENT, Forward
+from vtprune.inside import InsideSite
+from vtprune.layout import build_layout
+from vtprune.masks import narrow_mask
+from vtprune.plan import Plan
+from vtprune.report import Report
+from vtprune.sight import Sight
+
+KNOWN_ARGUMENTS = {"hidden_states", "attention_mask", "position_embeddings", "position_ids", "past_key_values", "use_cache"}
+
+
+class Pruner:
+    """The hooks of one wrapped model and nothing that outlives a forward, except the report."""
+
+    def __init__(self, model: nn.Module, family: Family, plan: Plan):
+        self.family, self.plan = family, plan
+        self.base, self.decoder = family.base(model), family.decoder(model)
+        self.layers = self.decoder.layers
+        self.placeholders = family.placeholders(model)
+        self.names = {
+            module: list(inspect.signature(module.forward).parameters)
+            for module in (self.base, self.decoder, self.layers[0])
+        }
+        self.report = Report(model, family, plan)
+        self.sight = Sight(self)
+        self.handles: list = []
+        self.overrides: list[tuple[nn.Module, str]] = []
+        self._attach(model)
+
+    # ---- attaching and leaving
+
+    def _attach(self, model: nn.Module) -> None:
+        hook = self.handles.append
+        hook(self.base.register_forward_pre_hook(self._enter_base, with_kwargs=True))
+        hook(self.base.register_forward_hook(self._leave_base, with_kwargs=True, always_call=True))
+        hook(self.decoder.register_forward_pre_hook(self._enter_decoder, with_kwargs=True))
+        for index in range(self.plan.first, len(self.layers)):
+            enter = functools.partial(self._enter_layer, index)
+            hook(self.layers[index].register_forward_pre_hook(enter, with_kwargs=True))
+        for index in self.plan.inside:
+            self.handles += InsideSite(self, index).attach()
+        for module, watch in self.sight.hooks(model):
+            hook(module.register_forward_pre_hook(watch, with_kwargs=True))
+        hook(self.layers[-1].register_forward_hook(self._leave_layers))
+        for kind in self.placeholders:
+            self._override(self.base, f"get_{kind}_features", Recorder(self, model, kind))
+        for name in self.family.between_layers:
+            self._override(self.decoder, name, Between(self, name))
+
+    def _override(self, module: nn.Module, name: str, value) -> None:
+        if hasattr(type(module), name):
+            vars(module)[name] = value
+            self.overrides.append((module, name))
+
+    def close(self) -> None:
+        """Removes every hook and override."""
+        for handle in self.handles:
+            handle.remove()
+        for module, name in self.overrides:
+            vars(module).pop(name, None)
+        self.handles, self.overrides = [], []
+
+    # ---- one forward, from the outside in
+
+    def encoded(self, kind: str, sources: Sequence[Source], arguments: Mapping) -> None:
+        """The encoder ran: inside a forward its notes go there, otherwise they travel with its output."""
+        forward = CURRENT.get()
+        if forward is not None and forward.owner is self:
+            forward.encoded[kind] = sources
+        self.report.encoded(kind, arguments)
+
+    def _bind(self, module: nn.Module, args: tuple, kwargs: Mapping) -> dict:
+        names = self.names[module]
+        return {**dict(zip(names, args)), **kwargs} if args else kwargs
+
+    def _enter_base(self, module: nn.Module, args: tuple, kwargs: dict) -> None:
+        if torch.compiler.is_compiling():
+            return
+        bound = self._bind(module, args, kwargs)
+        forward = Forward(self, self.plan.active(), CURRENT.get())
+        ids, embeds = bound.get("input_ids"), bound.get("inputs_embeds")
+        forward.length = (ids if ids is not None else embeds).shape[1]
+        CURRENT.set(forward)
+        if forward.length > 1 and self.placeholders:
+            forward.kinds, forward.ids = self._kinds(ids, embeds)
+            mask = bound.get("attention_mask")
+            forward.mask2d = mask if isinstance(mask, Tensor) and mask.dim() == 2 else None
+            check_chunks(bound.get("mm_encoder_outputs"))
+            forward.encoded = encoded_sources(bound.get("mm_encoder_outputs"))
+
+    def _kinds(self, ids: Tensor | None, embeds: Tensor | None) -> tuple[Tensor, Tensor | None]:
+        """(B, L) which placeholder every column is, -1 for none; and the ids, both on the CPU."""
+        tokens = list(self.placeholders.values())
+        if ids is not None:
+            ids = ids.cpu()
+            is_kind = [ids == token for token in tokens]
+        else:
+            table = self.base.get_input_embeddings()
+            rows = table(torch.tensor(tokens, device=embeds.device))
+            is_kind = [(embeds == row.to(embeds.dtype)).all(-1).cpu() for row in rows]
+        kinds = torch.full(is_kind[0].shape, -1)
+        for index, mask in enumerate(is_kind):
+            kinds[mask] = index
+        return kinds, ids
+
+    def _enter_decoder(self, module: nn.Module, args: tuple, kwargs: dict) -> None:
+        if torch.compiler.is_compiling():
+            return
+        bound = self._bind(module, args, kwargs)
+        forward = CURRENT.get()
+        if forward is None or forward.owner is not self:
+            return
+        cache = bound.get("past_key_values")
+        forward.plain = cache is None or all(_dense(layer) for layer in cache.layers)
+        if forward.kinds is None or not bool((forward.kinds >= 0).any()):
+            if forward.length > 1:
+                self.report.nothing_to_prune()
+            return
+        if module.training and torch.is_grad_enabled():
+            raise RuntimeError(
+                "vtprune prunes at inference; this model is in training mode with gradients. Call model.eval(), or "
+                "vtprune.unwrap(model) before training"
+            )
+        real = self._real(forward, bound.get("attention_mask"))
+        layout = build_layout(forward.kinds, forward.ids, real, forward.encoded, list(self.placeholders))
+        forward.compact = self.plan.positions(forward.policy) == "compact"
+        forward.begin(layout, getattr(forward.policy, "newlines", False))
+
+    def _real(self, forward: Forward, mask) -> Tensor:
+        """(B, L) bool on the CPU: which columns of this forward are not padding."""
+        batch, length = forward.kinds.shape
+        if forward.mask2d is not None:
+            return forward.mask2d[:, -length:].bool().cpu()
+        if isinstance(mask, Mapping):
+            mask = mask.get("full_attention", next(iter(mask.values())))
+        if not isinstance(mask, Tensor) or mask.dim() < 2:
+            return torch.ones(batch, length, dtype=torch.bool)
+        if mask.dim() == 2:
+            return mask[:, -length:].bool().cpu()
+        # the last query sees every column that is not padding
+        last = mask[:, 0, -1]
+        seen = last if last.dtype == torch.bool else last > torch.finfo(last.dtype).min / 2
+        return seen[:, :length].cpu().expand(batch, -1)
+
+    def _leave_base(self, module: nn.Module, args: tuple, kwargs: dict, output) -> None:
+        if torch.compiler.is_compiling():
+            return
+        forward = CURRENT.get()
+        if forward is None or forward.owner is not self:
+            return
+        CURRENT.set(forward.outer)
+        if forward.record is not None and output is not None:
+            self.report.finish(forward, getattr(output, "past_key_values", None))
+
+    # ---- the layers
+
+    def _enter_layer(self, index: int, module: nn.Module, args: tuple, kwargs: dict):
+        if torch.compiler.is_compiling():
+            return self._enter_compiled_layer(index, args, kwargs)
+        forward = CURRENT.get()
+        if forward is None or forward.owner is not self:
+            return None
+        # the usual decode step: nothing was left ragged and the model needs no mask
+        if forward.layout is None and forward.plain and kwargs.get("attention_mask") is None:
+            return None
+        bound = dict(self._bind(self.layers[0], args, kwargs))
+        hidden = bound.pop("hidden_states")
+        if forward.layout is not None:
+            for site in self.plan.before.get(index, ()):
+                signals = functools.partial(self.sight.signals, forward, site, index, hidden, bound)
+                hidden = forward.prune(site, hidden, signals, self._shift(bound, index))
+            if index in self.plan.inside:
+                forward.inside["residual"] = hidden
+        narrowed = self._narrow(forward, index, hidden, bound)
+        if narrowed is None:
+            return None
+        return (hidden,), narrowed
+
+    def _shift(self, bound: Mapping, index: int) -> Tensor | None:
+        cache = bound.get("past_key_values")
+        layer = live_layer(cache, index) if cache is not None else None
+        if isinstance(layer, PrunedDynamicLayer):
+            return layer.slots.shift
+        return getattr(layer, "shift", None)
+
+    def _narrow(self, forward: Forward, index: int, hidden: Tensor, bound: dict) -> dict | None:
+        """The layer's other arguments for the physical rows; None if they stay as they are."""
+        cache = bound.get("past_key_values")
+        layer = live_layer(cache, index) if cache is not None else None
+        if forward.columns is not None:
+            if cache is not None:
+                layer = prune_layer(cache, index, hidden.shape[0], hidden.device, forward.fresh)
+                layer.arrival = forward.arrival
+            self._check_arguments(bound, forward)
+        elif not isinstance(layer, PrunedLayer):
+            return None
+        out = dict(bound)
+        out["attention_mask"] = self._mask(forward, layer, hidden, bound.get("attention_mask"))
+        shift = forward.arrival.shift if forward.arrival is not None else self._shift(bound, index)
+        if shift is not None:
+            out["position_embeddings"] = self._renumbered(forward, index, hidden, bound, shift)
+        elif forward.columns is not None:
+            out["position_embeddings"] = self._gathered(forward, bound.get("position_embeddings"))
+        if forward.columns is not None:
+            ids = bound.get("position_ids")
+            out["position_ids"] = gather_rows(ids, forward.columns, -1) if self.family.reads_position_ids else None
+            for name, dim in self.family.tokenwise.items():
+                if isinstance(bound.get(name), Tensor):
+                    out[name] = gather_rows(bound[name], forward.columns, dim)
+        return out
+
+    def _mask(self, forward: Forward, layer, hidden: Tensor, mask):
+        n, length = hidden.shape[1], forward.length
+        kind, device = compat.attention_kind(self.decoder.config), hidden.device
+        if isinstance(layer, PrunedStaticLayer):
+            # slots that hold nothing are hidden in every case, also when all rows keep the same number
+            positions, valid = layer.coming_tensors(n)
+            return narrow_mask(mask, forward.columns, positions, valid, n, layer.logical_length, 0, kind, hidden.dtype)
+        slots = layer.coming(n) if layer is not None else None
+        key = (id(slots), id(mask), device)
+        if key not in forward.memo:
+            if slots is None:
+                positions, valid, start = forward.columns, forward.valid, 0
+            else:
+                (positions, valid), start = slots.materialize(), slots.length - length
+            positions = positions.to(device)
+            valid = None if valid is None else valid.to(device)
+            columns = None if forward.columns is None else forward.columns.to(device)
+            narrow = narrow_mask(mask, columns, positions, valid, n, start, start + length, kind, hidden.dtype)
+            # the keys are addresses, so what they belong to is kept alive beside the answer
+            forward.memo[key] = (narrow, slots, mask)
+        return forward.memo[key][0]
+
+    def _gathered(self, forward: Forward, tables):
+        if tables is None:
+            return None
+        device = tables[0].device if isinstance(tables, tuple) else tables.device
+        key = ("rotary", id(tables), device)
+        if key not in forward.memo:
+            columns = forward.columns.to(device)
+            gathered = (
+                tuple(gather_rows(table, columns) for table in tables)
+                if isinstance(tables, tuple)
+                else gather_rows(tables, columns)
+            )
+            forward.memo[key] = (gathered, tables)
+        return forward.memo[key][0]
+
+    def _renumbered(self, forward: Forward, index: int, hidden: Tensor, bound: Mapping, shift: Tensor):
+        """Rotary tables for positions without gaps (``positions="compact"``)."""
+        key = ("compact", id(shift), compat.layer_type(self.decoder, index), hidden.device)
+        if key not in forward.memo:
+            ids, shift = bound["position_ids"].expand(hidden.shape[0], -1), shift.to(hidden.device)
+            if forward.columns is None:
+                ids = ids - shift[:, None]
+            else:
+                earlier = shift - (forward.length - forward._counts(shift.device))
+                ids = ids.gather(1, forward.columns) - forward.dropped_before() - earlier[:, None]
+            forward.memo[key] = (compat.rotary(self.decoder, index, hidden, ids.clamp(min=0)), shift)
+        return forward.memo[key][0]
+
+    def _check_arguments(self, bound: Mapping, forward: Forward) -> None:
+        for name, value in bound.items():
+            if name in KNOWN_ARGUMENTS or name in self.family.tokenwise or not isinstance(value, Tensor):
+                continue
+            if value.dim() and forward.length in value.shape:
+                raise NotImplementedError(
+                    f"decoder layers of {type(self.decoder).__name__} take {name!r} of shape {tuple(value.shape)}, which "
+                    f"may hold one entry for each of the {forward.length} tokens; vtprune does not know how to prune it. "
+                    f"List it in `tokenwise` of {type(self.family).__name__} in vtprune/families/"
+                )
+
+    def _enter_compiled_layer(self, index: int, args: tuple, kwargs: dict):
+        """A decode step inside torch.compile; the prefill is never compiled by ``generate``."""
+        hidden = args[0] if args else kwargs["hidden_states"]
+        if hidden.shape[1] > 1:
+            raise NotImplementedError(
+                f"vtprune cannot prune inside a compiled forward of {hidden.shape[1]} tokens: torch.compile would freeze "
+                "one selection into the graph. Use generate(..., cache_implementation='static'), which compiles the "
+                "decode steps only, or call the model uncompiled"
+            )
+        cache = kwargs.get("past_key_values")
+        layer = cache.layers[index] if cache is not None else None
+        if not isinstance(layer, PrunedStaticLayer) or not layer.trimmed:
+            return None
+        positions, valid = layer.coming_tensors(1)
+        mask = narrow_mask(
+            kwargs["attention_mask"], None, positions, valid, 1, layer.logical_length, 0, "sdpa", hidden.dtype
+        )
+        kwargs = {**kwargs, "attention_mask": mask}
+        if layer.shift is not None:
+            ids = kwargs["position_ids"] - layer.shift[:, None]
+            kwargs["position_embeddings"] = compat.rotary(self.decoder, index, hidden, ids)
+        return args, kwargs
+
+    def _leave_layers(self, module: nn.Module, args: tuple, output):
+        if torch.compiler.is_compiling():
+            return None
+        forward = CURRENT.get()
+        if forward is None or forward.owner is not self or forward.columns is None:
+            return None
+        hidden = output[0] if isinstance(output, tuple) else output
+        full = scatter_rows(hidden, forward.columns, forward.valid, forward.length)
+        forward.scattered = True
+        return (full, *output[1:]) if isinstance(output, tuple) else full
+
+
+class Between:
+    """Work of the decoder between layers on full-length masks (DeepStack), done on the physical rows."""
+
+    def __init__(self, pruner: Pruner, name: str):
+        self.pruner, self.name = pruner, name
+
+    def __call__(self, hidden: Tensor, visual: Tensor, embeddings: Tensor) -> Tensor:
+        decoder = self.pruner.decoder
+        forward = CURRENT.get()
+        if torch.compiler.is_compiling() or forward is None or forward.owner is not self.pruner or not forward.steps:
+            return getattr(type(decoder), self.name)(decoder, hidden, visual, embeddings)
+        visual = visual.to(hidden.device)
+        full = hidden.new_zeros(*visual.shape, hidden.shape[-1])
+        full[visual] = embeddings.to(hidden.device, hidden.dtype)
+        for step in forward.steps:
+            full = step.apply(full)
+        if forward.scattered:
+            full = scatter_rows(full, forward.columns, forward.valid, forward.length)
+        return hidden + full
+
+
+def _dense(layer) -> bool:
+    """Whether a decode step needs nothing from this cache layer."""
+    if not isinstance(layer, PrunedLayer):
+        return True
+    if isinstance(layer, PrunedStaticLayer):
+        return not layer.trimmed
+    return layer.slots.valid is None and layer.slots.shift is None

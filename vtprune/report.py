@@ -1,0 +1,262 @@
+"""What a wrapped model kept and what that saved: tokens, cache bytes, FLOPs, time spent selecting."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from torch import Tensor, nn
+
+from vtprune import flops
+from vtprune.flops_vision import vision_flops
+from vtprune.layout import Layout
+from vtprune.tokens import site_name
+
+
+@dataclass
+class SiteRecord:
+    """What one site did in the last prefill.
+
+    site:         where.
+    before:       visual tokens offered to the policy, by sample.
+    kept:         by sample the rows that stay, (k,) int64, counted in the sample's offered visual tokens.
+    milliseconds: spent on signals and selecting, all samples together.
+    """
+
+    site: float
+    before: list[int]
+    kept: list[Tensor]
+    milliseconds: float
+
+    @property
+    def after(self) -> list[int]:
+        return [len(kept) for kept in self.kept]
+
+
+@dataclass
+class Prefill:
+    """One forward that held visual tokens."""
+
+    layout: Layout
+    offered: list[Tensor]
+    sites: list[SiteRecord] = field(default_factory=list)
+    lengths: list[list[int | tuple[int, int]]] = field(default_factory=list)
+    past: list[list[int]] = field(default_factory=list)
+    kv_bytes: int | None = None
+    dtype_size: int = 4
+
+
+@dataclass(frozen=True)
+class Kept:
+    """The tokens of one image or video that a site kept.
+
+    rows:   (k,) their rows among the sample's visual tokens. coords: (k, 4) view, frame, row and column, -1 unknown.
+    of:     how many the source had. grids: its (T, H, W) views.
+    """
+
+    kind: str
+    source: int
+    rows: Tensor
+    coords: Tensor
+    of: int
+    grids: tuple[tuple[int, int, int], ...]
+
+
+class Report:
+    """What the last prefill kept. Readable with ``str()``; numbers by property.
+
+    Counts are those of the sample's own tokens: padding and the pads of ragged batches are left out, except in
+    ``kv_bytes``, which is measured.
+    """
+
+    def __init__(self, model: nn.Module, family, plan):
+        self._model, self._family, self._plan = model, family, plan
+        self.prefills = 0
+        self.without_visual = 0
+        self.last: Prefill | None = None
+        self.vision_calls: list[tuple[str, Mapping]] = []
+        self._stale = False
+
+    # ---- written by the pruner
+
+    def nothing_to_prune(self) -> None:
+        """A prompt without visual tokens went through untouched."""
+        self.without_visual += 1
+
+    def encoded(self, kind: str, arguments: Mapping) -> None:
+        """The encoder ran on ``arguments``; only shapes, sizes and grids are kept."""
+        if self._stale:
+            self.vision_calls, self._stale = [], False
+        self.vision_calls.append((kind, {name: small(value) for name, value in arguments.items()}))
+
+    def finish(self, forward, cache) -> None:
+        """Takes the record of a finished forward."""
+        record: Prefill = forward.record
+        depth = self._plan.depth
+        text = [int(sample.row.real.sum()) for sample in forward.samples]
+        total = [n - len(offered) for n, offered in zip(text, record.offered, strict=True)]
+        record.lengths = [self._lengths(record, b, total[b]) for b in range(len(total))]
+        record.kv_bytes = measured_bytes(cache)
+        record.dtype_size = self._model.get_input_embeddings().weight.element_size()
+        record.past = [[0] * depth for _ in total]
+        self.last = record
+        self.prefills += 1
+        self._stale = True
+
+    def _lengths(self, record: Prefill, b: int, others: int) -> list[int | tuple[int, int]]:
+        """Tokens that each layer processes for sample ``b``; a pair (attention, MLP) where a site lies inside."""
+        visual, lengths, sites = len(record.offered[b]), [], {s.site: len(s.kept[b]) for s in record.sites}
+        for index in range(self._plan.depth):
+            for site in self._plan.before.get(index, ()):
+                visual = sites.get(site, visual)
+            length = others + visual
+            if index + 0.5 in sites and index in self._plan.inside:
+                visual = sites[index + 0.5]
+                lengths.append((length, others + visual))
+            else:
+                lengths.append(length)
+        return lengths
+
+    # ---- read by everybody
+
+    @property
+    def sites(self) -> list[SiteRecord]:
+        """The sites of the last prefill in order; empty before the first."""
+        return self.last.sites if self.last else []
+
+    @property
+    def notes(self) -> list[str]:
+        """Sites that are served elsewhere than the policy asked, with the reason."""
+        return [f"{site_name(site)}: {why}" for site, why in sorted(self._plan.moved.items())]
+
+    @property
+    def tokens(self) -> list[tuple[int, int]]:
+        """(before, after the last site) visual tokens of every sample."""
+        if not self.last:
+            return []
+        after = self.sites[-1].after if self.sites else [len(offered) for offered in self.last.offered]
+        return [(len(offered), n) for offered, n in zip(self.last.offered, after, strict=True)]
+
+    def kept(self, sample: int = 0, site: int = -1) -> list[Kept]:
+        """What the ``site``-th record kept of every image and video of a sample, with grid coordinates."""
+        if not self.sites:
+            raise ValueError("nothing was pruned yet; call model.generate(...) with an image or a video first")
+        row, offered = self.last.layout.rows[sample], self.last.offered[sample]
+        rows = self.sites[site].kept[sample]
+        index = offered[rows]
+        found = []
+        for ordinal, source in enumerate(row.sources):
+            mine = row.source[index] == ordinal
+            of = int((row.source[offered] == ordinal).sum())
+            found.append(Kept(source.kind, ordinal, rows[mine], row.coords[index[mine]], of, source.grids))
+        return found
+
+    @property
+    def kv_bytes(self) -> int | None:
+        """Bytes of keys and values in the cache after the last prefill, measured; None without a cache."""
+        return self.last.kv_bytes if self.last else None
+
+    @property
+    def kv_bytes_predicted(self) -> int:
+        """Bytes of keys and values by config and token counts, padding aside."""
+        config, last = self._text_config, self.last
+        return sum(flops.kv_bytes(config, lengths, last.dtype_size) for lengths in last.lengths) if last else 0
+
+    @property
+    def kv_bytes_unpruned(self) -> int:
+        """The same without pruning."""
+        config, last = self._text_config, self.last
+        return sum(flops.kv_bytes(config, full, last.dtype_size) for full in self._full()) if last else 0
+
+    @property
+    def _text_config(self):
+        return self._family.decoder(self._model).config
+
+    def _full(self) -> list[list[int]]:
+        return [[int(row.real.sum())] * self._plan.depth for row in self.last.layout.rows]
+
+    @property
+    def flops(self) -> flops.Flops:
+        """Prefill FLOPs of decoder, head and selector after pruning, 2 for each multiply-accumulate, all samples."""
+        return self._decoder_flops(self.last.lengths) + self.flops_selector if self.last else flops.Flops()
+
+    @property
+    def flops_unpruned(self) -> flops.Flops:
+        """Prefill FLOPs of decoder and head without pruning."""
+        return self._decoder_flops(self._full()) if self.last else flops.Flops()
+
+    def _decoder_flops(self, lengths) -> flops.Flops:
+        total = flops.Flops()
+        for one in lengths:
+            total = total + flops.decoder_flops(self._text_config, one) + flops.lm_head_flops(self._text_config)
+        return total
+
+    @property
+    def flops_selector(self) -> flops.Flops:
+        """FLOPs of the attention rows that were computed for the policy, all samples."""
+        from vtprune.signals import needed, row_layer
+
+        total = flops.Flops()
+        for b, row in enumerate(self.last.layout.rows if self.last else ()):
+            for record in self.sites:
+                for need in needed(self._plan.policy):
+                    layer = row_layer(need, record.site) if need.in_decoder else None
+                    if layer is not None and record.before[b]:
+                        rows = 1 if need.name == "last_query_attention" else len(row.text)
+                        length = self.last.lengths[b][layer.index]
+                        keys = length[0] if isinstance(length, tuple) else length
+                        total = total + flops.attention_rows_flops(self._text_config, rows, keys, layer.peek)
+        return total
+
+    @property
+    def flops_vision(self) -> flops.Flops:
+        """FLOPs of vision tower and projector for the last prefill's images and videos; pruning does not change them."""
+        base = self._family.base(self._model)
+        return vision_flops(self._model, base, [call for _, call in self.vision_calls])
+
+    @property
+    def flops_fastv(self) -> int:
+        """FastV's figure for the last prefill: per layer 4 n d^2 + 2 n^2 d + 2 n d m."""
+        config = self._text_config
+        sizes = (config.hidden_size, config.intermediate_size)
+        return sum(flops.fastv_flops(*sizes, lengths) for lengths in self.last.lengths) if self.last else 0
+
+    @property
+    def milliseconds(self) -> float:
+        """Time spent on signals and selecting in the last prefill, all sites."""
+        return sum(record.milliseconds for record in self.sites)
+
+    def __str__(self) -> str:
+        if self.last is None:
+            seen = f"; {self.without_visual} prompts had no visual tokens" if self.without_visual else ""
+            return f"{self._plan.policy}: no image or video was pruned yet{seen}"
+        lines = [f"{self._plan.policy}, last of {self.prefills} prefills:"]
+        for record in self.sites:
+            counts = ", ".join(f"{n} -> {k}" for n, k in zip(record.before, record.after, strict=True))
+            lines.append(f"  {site_name(record.site)}: {counts} visual tokens, {record.milliseconds:.1f} ms")
+        lines += [f"  {note}" for note in self.notes]
+        if self.kv_bytes is not None:
+            lines.append(f"  KV cache: {self.kv_bytes:,} bytes measured, {self.kv_bytes_unpruned:,} unpruned")
+        whole, now = self.flops_unpruned.total_causal, self.flops.total_causal
+        lines.append(f"  prefill FLOPs of decoder, head and selector (causal): {now:.3g} of {whole:.3g}")
+        return "\n".join(lines)
+
+
+def small(value):
+    """A tensor's shape instead of pixels; sizes and grids as they are."""
+    return tuple(value.shape) if isinstance(value, Tensor) and value.is_floating_point() else value
+
+
+def measured_bytes(cache) -> int | None:
+    """Bytes of the keys and values that a cache holds; of static layers only the slots in use."""
+    if cache is None or not hasattr(cache, "layers"):
+        return None
+    total = 0
+    for layer in cache.layers:
+        if layer.keys is None or not layer.keys.numel():
+            continue
+        share = 1.0
+        if hasattr(layer, "max_cache_len"):
+            share = int(layer.cumulative_length) / layer.max_cache_len
+        total += round(share * (layer.keys.nbytes + layer.values.nbytes))
+    return total

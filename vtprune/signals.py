@@ -1,0 +1,198 @@
+"""The signals: what a policy may ask to see, how it asks, and the attention rows of decoder layers.
+
+A need is a name of ``SIGNALS``, with a colon and a place where the default is not meant:
+``last_query_attention``, ``last_query_attention:peek``, ``text_attention:3``, ``cls_attention:-4,-3,-2``,
+``vision_attention:-1``. Nothing is computed that no policy asked for.
+"""
+
+import difflib
+import math
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from vtprune.attention import allowed_keys, attention_inputs, attention_rows
+from vtprune.families.base import Family
+from vtprune.tokens import BEFORE_LLM, site_name
+
+SIGNALS: dict[str, str] = {
+    "last_query_attention": "(N,) float32: what the last prompt token pays to each visual token, mean over heads",
+    "text_attention": "(M, N) float32: what each text token pays to each visual token, mean over heads",
+    "cls_attention": "(layers, heads, N) in the tower's dtype: what its class token pays to the patches, per tower layer",
+    "vision_attention": "(N,) float32: what a visual token gets in a tower layer, mean over heads and patches",
+}
+"""Signals by name. The first two are rows of a decoder layer: the layer before the site, which has just run, or
+``:peek``, the layer at the site before it runs, or ``:<index>``, a layer that has run. The last two come from the
+vision tower: ``:<layer>`` or ``:<layer>,<layer>``, negative ones counted from the end; by default -2 for
+``cls_attention`` and -1 for ``vision_attention``. Where several patches make one visual token their mean is given;
+tokens that are no patches have 0."""
+
+DECODER_ROWS = ("last_query_attention", "text_attention")
+_TOWER_DEFAULT = {"cls_attention": (-2,), "vision_attention": (-1,)}
+
+
+@dataclass(frozen=True)
+class Need:
+    """One signal that a policy asked for.
+
+    text:  as it was asked; also the key in ``VisualTokens.signals``.
+    name:  a name of ``SIGNALS``.
+    where: decoder rows: None (the layer before the site), "peek" or the index of a layer.
+           vision tower: the layers, in the order asked.
+    """
+
+    text: str
+    name: str
+    where: int | str | tuple[int, ...] | None
+
+    @property
+    def in_decoder(self) -> bool:
+        """Whether decoder layers are looked at; otherwise the vision tower is."""
+        return self.name in DECODER_ROWS
+
+
+def parse(need: str) -> Need:
+    """Reads a need. Raises ValueError that lists the signals, or the ways to say where."""
+    name, colon, place = need.partition(":")
+    if name not in SIGNALS:
+        close = difflib.get_close_matches(name, SIGNALS, 1)
+        hint = f"did you mean {close[0]!r}? " if close else ""
+        raise ValueError(f"unknown signal {need!r}; {hint}known: {', '.join(SIGNALS)}")
+    try:
+        layers = tuple(int(layer) for layer in place.split(",")) if colon and place != "peek" else ()
+    except ValueError:
+        raise ValueError(f"cannot read {need!r}: {_places(name)}") from None
+    if name in DECODER_ROWS:
+        if len(layers) > 1 or min(layers, default=0) < 0:
+            raise ValueError(f"cannot read {need!r}: {_places(name)}")
+        return Need(need, name, layers[0] if layers else place or None)
+    if place == "peek" or (name == "vision_attention" and len(layers) > 1):
+        raise ValueError(f"cannot read {need!r}: {_places(name)}")
+    return Need(need, name, layers or _TOWER_DEFAULT[name])
+
+
+def _places(name: str) -> str:
+    if name in DECODER_ROWS:
+        return f"{name!r} takes nothing, ':peek' or the index of one decoder layer, as in '{name}:3'"
+    more = ", or several, as in 'cls_attention:-3,-2'" if name == "cls_attention" else ""
+    return f"{name!r} takes the index of a layer of the vision tower, as in '{name}:-2'{more}"
+
+
+def needed(policy: Any) -> tuple[Need, ...]:
+    """The needs of a policy, sorted by name."""
+    return tuple(parse(need) for need in sorted(policy.needs))
+
+
+@dataclass(frozen=True)
+class RowLayer:
+    """The decoder layer whose rows serve a need at a site.
+
+    index: of the layer.
+    peek:  True if it has not run yet: its input is looked at before it runs.
+    """
+
+    index: int
+    peek: bool
+
+
+def row_layer(need: Need, site: float) -> RowLayer | None:
+    """Which layer serves a need of decoder rows at ``site``; None if no layer that could has run by then."""
+    if need.where == "peek":
+        # inside a layer there is no layer about to run
+        return RowLayer(max(0, int(site)), True) if site == int(site) else None
+    done = math.ceil(site) - 1 if site != BEFORE_LLM else -1
+    index = done if need.where is None else need.where
+    return RowLayer(index, False) if 0 <= index <= done else None
+
+
+def check_needs(policy: Any, family: Family, model: nn.Module) -> tuple[Need, ...]:
+    """The needs of a policy, after making sure that this model can serve each of them at one of its sites at least.
+
+    Raises ValueError that says which need, why not, and what to ask for instead.
+    """
+    needs = needed(policy)
+    layers = len(family.decoder(model).layers)
+    for need in needs:
+        if need.in_decoder:
+            _check_rows(need, tuple(policy.sites), layers)
+        else:
+            _check_tower(need, family, model)
+    return needs
+
+
+def _check_rows(need: Need, sites: Iterable[float], layers: int) -> None:
+    found = [layer for site in sites if (layer := row_layer(need, site))]
+    if not found:
+        where = ", ".join(site_name(site) for site in sites)
+        raise ValueError(
+            f"{need.text!r} looks at a decoder layer that has not run at the policy's sites ({where}). Ask for "
+            f"'{need.name}:peek', which looks at the layer at the site, or choose a later site, 1 or more"
+        )
+    for layer in found:
+        if layer.index >= layers:
+            raise ValueError(f"{need.text!r} asks for decoder layer {layer.index}; this model has layers 0 to {layers - 1}")
+
+
+def _check_tower(need: Need, family: Family, model: nn.Module) -> None:
+    for kind in family.towers(model):
+        layers = len(family.vision_layers(model, kind))
+        for layer in need.where:
+            if not -layers <= layer < layers:
+                raise ValueError(
+                    f"{need.text!r} asks for layer {layer} of the vision tower, which has layers 0 to {layers - 1} "
+                    f"(or -{layers} to -1)"
+                )
+        if need.name == "cls_attention" and not family.has_class_token(model, kind):
+            raise ValueError(
+                f"{need.text!r} is the attention of the vision tower's class token, and the tower of "
+                f"{type(model).__name__} has none. Ask for 'vision_attention', which every tower has"
+            )
+
+
+@torch.no_grad()
+def row_attention(
+    attn: nn.Module, inputs: Mapping[str, Any], rows: Tensor, mask: Any = None, keys: Tensor | None = None
+) -> Tensor:
+    """(B, R, K) float32: what some rows of a decoder layer pay to every key, mean over heads.
+
+    attn:   the layer's attention module; a few of its projections are computed, it does not run.
+    inputs: its keyword arguments: ``hidden_states`` (B, P, D) after the input norm, ``position_embeddings`` a tensor or
+            tensors (..., B or 1, P, d) or absent. Caches, masks and position ids among them are ignored.
+    rows:   (B, R) int64, the rows of ``hidden_states`` to look from; repeat one where a sample has fewer.
+    mask:   that the layer is given, see ``vtprune.attention.allowed_keys``; None is causal.
+    keys:   (B, H_kv, K, d) that the layer left in its cache, the last P of them from ``hidden_states``; None computes
+            them from ``hidden_states``. With them only R rows are projected.
+    """
+    hidden = inputs["hidden_states"]
+    asked = {name: value for name, value in inputs.items() if name not in _IGNORED}
+    asked["attention_mask"] = None
+    if keys is not None:
+        asked["hidden_states"] = _take(hidden, rows)
+        if asked.get("position_embeddings") is not None:
+            asked["position_embeddings"] = _take(asked["position_embeddings"], rows)
+    (call,) = attention_inputs(attn, **asked)
+    query, key = (call.query, keys) if keys is not None else (_take(call.query.transpose(0, 1), rows).transpose(0, 1), call.key)
+    allowed = allowed_keys(
+        mask,
+        rows,
+        hidden.shape[1],
+        key.shape[2],
+        causal=getattr(attn, "is_causal", True),
+        window=getattr(attn, "sliding_window", None),
+    )
+    return torch.stack([attention_rows(q, k, a, call.scaling) for q, k, a in zip(query, key, allowed)])
+
+
+_IGNORED = ("past_key_values", "attention_mask", "position_ids", "cache_position", "use_cache", "output_attentions")
+
+
+def _take(values: Any, rows: Tensor) -> Any:
+    """Rows (B, R) along the last but one dimension of tensors (..., B or 1, P, d)."""
+    if isinstance(values, (tuple, list)):
+        return type(values)(_take(value, rows) for value in values)
+    lead, (length, size) = values.shape[:-3], values.shape[-2:]
+    index = rows.to(values.device)[:, :, None].expand(*lead, *rows.shape, size)
+    return values.expand(*lead, len(rows), length, size).gather(-2, index)

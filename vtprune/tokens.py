@@ -1,0 +1,102 @@
+"""The values that cross borders: what a policy sees, what it answers, and the names of the places where it may act."""
+
+from collections.abc import Mapping, MutableMapping
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+BEFORE_LLM = -1
+"""The site before the first decoder layer: no layer has run, so no decoder attention exists yet."""
+
+
+def inside(layer: int) -> float:
+    """The site inside decoder layer ``layer``, after its attention was added and before its MLP.
+
+    Sites are numbers in the order in which they are reached: ``BEFORE_LLM`` < 0 < ``inside(0)`` < 1 < ...
+    """
+    if isinstance(layer, bool) or not isinstance(layer, int) or layer < 0:
+        raise ValueError(f"inside(layer) takes the index of a decoder layer, 0 or more; got {layer!r}")
+    return layer + 0.5
+
+
+def site_name(site: float) -> str:
+    """A site in words, for reports and errors."""
+    if site == BEFORE_LLM:
+        return "before the LLM"
+    if site == int(site):
+        return f"layer {int(site)}"
+    return f"inside layer {int(site)}"
+
+
+@dataclass(frozen=True)
+class Segment:
+    """One image or one video among the visual tokens of a sample.
+
+    span:  its rows of ``VisualTokens.hidden`` that are still alive; segments follow each other without gaps.
+    grids: (T, H, W) in visual tokens of each of its views, before any pruning: one for a plain image or video,
+           thumbnail and high-resolution view for anyres images, () if the family does not know.
+    kind:  "image" or "video".
+    source: its ordinal among the images and videos of the sample.
+    """
+
+    span: slice
+    grids: tuple[tuple[int, int, int], ...] = ()
+    kind: str = "image"
+    source: int = 0
+
+    def __len__(self) -> int:
+        return self.span.stop - self.span.start
+
+
+@dataclass(frozen=True)
+class VisualTokens:
+    """The visual tokens of ONE sample at one site. Policies never see a batch, padding or a cache.
+
+    hidden:   (N, D) visual tokens that are still alive, prompt order.
+    text:     (M, D) the other tokens of the sample, prompt order, without padding, newlines and separators.
+    segments: cover ``hidden`` without overlap.
+    signals:  what ``Policy.needs`` asked for, under the name that was asked (``signals.py`` gives the shapes).
+    site:     the site being served, for policies with several.
+    rows:     (N,) int64, ascending: which of the sample's visual tokens (counted before any pruning) these are.
+    coords:   (N, 4) int64: view, frame, row and column of each; -1 where the family does not know.
+    position: (N,) int64 column of each in the unpruned prompt, counted without the sample's padding.
+    seed:     a number that depends on the sample's prompt alone, the same in every batch and for every beam.
+    memory:   what the policy wants to find again at its next site, of this sample in this forward.
+    """
+
+    hidden: Tensor
+    text: Tensor
+    segments: tuple[Segment, ...]
+    signals: Mapping[str, Tensor] = field(default_factory=dict)
+    site: float = BEFORE_LLM
+    rows: Tensor | None = None
+    coords: Tensor | None = None
+    position: Tensor | None = None
+    seed: int = 0
+    memory: MutableMapping = field(default_factory=dict)
+
+    def __len__(self) -> int:
+        return self.hidden.shape[0]
+
+
+@dataclass(frozen=True)
+class Selection:
+    """A policy's answer: the rows to keep, ascending, and optionally where the others go.
+
+    keep:   (K,) int64, strictly ascending rows of ``VisualTokens.hidden``; K >= 1.
+    merge:  how the kept rows are made; None keeps them as they are.
+            (N,) int64: row i is averaged into kept row ``keep[merge[i]]``, -1 drops it, a kept row names itself; or
+            a sparse COO (K, N) float matrix whose rows sum to 1 (pooling, resizing): kept row j becomes the
+            weighted sum of all rows by ``merge[j]``.
+    weight: (N,) float > 0, the weight of each row in the averages of an (N,) ``merge``; None weighs them equally.
+    """
+
+    keep: Tensor
+    merge: Tensor | None = None
+    weight: Tensor | None = None
+
+    @staticmethod
+    def all(tokens: "VisualTokens") -> "Selection":
+        """Keeps every token."""
+        return Selection(torch.arange(len(tokens), device=tokens.hidden.device))

@@ -1,0 +1,142 @@
+"""What the vision tower attends to: taps on its attention modules, and the way from its patches to visual tokens.
+
+A tap computes its scores from the input of an attention module just before that runs, and only while somebody collects.
+"""
+
+import inspect
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from vtprune.attention import Call, allowed_keys, attention_columns, attention_inputs
+from vtprune.families.base import Family, Source
+from vtprune.signals import Need, parse
+
+Collected = dict[str, dict[int, list[Tensor]]]
+"""Scores by need, by tower layer, one (tiles, heads or 1, patches) for each call of the tower."""
+
+COLLECTED: ContextVar[Collected | None] = ContextVar("vtprune_vision_scores", default=None)
+"""Where taps leave their scores; None while nobody wants them, and then they cost nothing."""
+
+
+@contextmanager
+def collecting(needs: Sequence[Need]) -> Iterator[Collected]:
+    """``with collecting(needs) as collected: encode()``; in this thread, until the end of the block."""
+    collected: Collected = {need.text: {} for need in needs if not need.in_decoder}
+    token = COLLECTED.set(collected)
+    try:
+        yield collected
+    finally:
+        COLLECTED.reset(token)
+
+
+class VisionTap:
+    """A forward pre-hook, registered with keyword arguments, for the attention module of one layer of a tower.
+
+    layer: its index, 0 or more. needs: what is wanted of this layer. class_token: whether the first patch is none.
+    """
+
+    def __init__(self, layer: int, needs: Sequence[Need], class_token: bool):
+        self.layer, self.needs, self.class_token = layer, tuple(needs), class_token
+
+    def __call__(self, module: nn.Module, args: tuple, kwargs: Mapping[str, Any]) -> None:
+        collected = COLLECTED.get()
+        wanted = [need for need in self.needs if collected is not None and need.text in collected]
+        if not wanted:
+            return
+        names = list(inspect.signature(type(module).forward).parameters)[1:]
+        inputs = {**dict(zip(names, args)), **kwargs}
+        inputs.pop("output_attentions", None)
+        calls = attention_inputs(module, **inputs)
+        for need in wanted:
+            score = class_rows(calls) if need.name == "cls_attention" else column_means(calls, inputs)[:, None]
+            score = score[..., 1:] if self.class_token else score
+            collected[need.text].setdefault(self.layer, []).append(score)
+
+
+def vision_taps(family: Family, model: nn.Module, needs: Sequence[Need]) -> list[tuple[nn.Module, VisionTap]]:
+    """The attention modules to watch and the pre-hook for each; empty if no need looks into the tower."""
+    wanted: dict[int, tuple[nn.Module, int, bool, list[Need]]] = {}
+    for kind in family.towers(model) if any(not need.in_decoder for need in needs) else ():
+        layers, class_token = family.vision_layers(model, kind), family.has_class_token(model, kind)
+        for need in needs:
+            for layer in () if need.in_decoder else need.where:
+                # one tower may serve images and videos
+                module = layers[layer]
+                entry = wanted.setdefault(id(module), (module, layer % len(layers), class_token, []))
+                if need not in entry[3]:
+                    entry[3].append(need)
+    return [(module, VisionTap(layer, some, class_token)) for module, layer, class_token, some in wanted.values()]
+
+
+@torch.no_grad()
+def class_rows(calls: Sequence[Call]) -> Tensor:
+    """(tiles, heads, K): the softmax row of the first query of each tile, in the dtype of the queries.
+
+    Rounded like eager attention in half precision: scores in the tower's dtype, the softmax in float32.
+    """
+    rows = []
+    for call in calls:
+        key = call.key.repeat_interleave(call.query.shape[1] // call.key.shape[1], 1)
+        scores = (call.query[:, :, :1] @ key.transpose(-1, -2)) * call.scaling
+        rows.append(scores.softmax(-1, dtype=torch.float32).to(call.query.dtype)[:, :, 0])
+    return torch.cat(rows)
+
+
+@torch.no_grad()
+def column_means(calls: Sequence[Call], inputs: Mapping[str, Any]) -> Tensor:
+    """(tiles, K) float32: what each patch gets from the patches of its own image, mean over heads and those patches.
+
+    inputs: of the attention module; how a packed sequence is divided is read from its ``cu_seq_lens_q`` or mask.
+    """
+    mask, ends = inputs.get("attention_mask"), inputs.get("cu_seq_lens_q")
+    if len(calls) == 1 and ends is not None:
+        lengths = ends.diff().tolist()
+        query, key = calls[0].query.split(lengths, 2), calls[0].key.split(lengths, 2)
+        calls, mask = [Call(q, k, calls[0].scaling) for q, k in zip(query, key)], None
+    parts = []
+    for call in calls:
+        tiles, queries, keys = len(call.query), call.query.shape[2], call.key.shape[2]
+        allowed: Sequence[Tensor | None] = [None] * tiles
+        if mask is not None and len(calls) == 1:
+            rows = torch.arange(queries, device=call.query.device).expand(tiles, -1)
+            allowed = allowed_keys(mask, rows, queries, keys, causal=False)
+        some = [attention_columns(q, k, call.scaling, a) for q, k, a in zip(call.query, call.key, allowed)]
+        parts.append(torch.stack(some))
+    return torch.cat(parts, -1)
+
+
+def spread_signals(
+    family: Family,
+    model: nn.Module,
+    kind: str,
+    arguments: Mapping,
+    collected: Collected,
+    sources: Sequence[Source],
+) -> list[dict[str, Tensor]]:
+    """The collected scores of one encoder call, need by need and source by source, as ``SIGNALS`` describes them.
+
+    kind, arguments: of the encoder call, see ``Family.sources``. sources: what it delivered, n visual tokens each.
+    Returns for each source: need -> (layers, heads, n) or (n,).
+    """
+    out: list[dict[str, Tensor]] = [{} for _ in sources]
+    count = len(family.vision_layers(model, kind)) if collected else 0
+    for text, layers in collected.items():
+        need = parse(text)
+        missing = [layer for layer in need.where if layer % count not in layers]
+        if missing:
+            raise NotImplementedError(
+                f"{text!r} asks for layer {missing[0]} of the vision tower, which did not run. Ask for an earlier layer"
+            )
+        scores = torch.stack([torch.cat(layers[layer % count]) for layer in need.where], 1)
+        # the arrangement may interpolate, which half precision would blur
+        wide = scores.to(torch.promote_types(scores.dtype, torch.float32)).flatten(1, 2)
+        spread = family.spread(model, kind, arguments, wide, [len(source) for source in sources])
+        for signals, score in zip(out, spread, strict=True):
+            score = score.to(scores.dtype).unflatten(0, scores.shape[1:3])
+            signals[text] = score if need.name == "cls_attention" else score[0, 0]
+    return out
