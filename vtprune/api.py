@@ -27,28 +27,27 @@ def wrap(
                beside an object), NotImplementedError (a family or decoder that cannot be pruned). If it raises, nothing
                has changed.
     """
-    from vtprune.families.base import family_of
-    from vtprune.plan import Plan
+    from vtprune.families.base import FAMILIES, family_of
+    from vtprune.families.detect import detect_family
+    from vtprune.plan import Plan, check_sites
     from vtprune.pruner import Pruner
     from vtprune.refuse import check_model
+    from vtprune.selftest import self_test
     from vtprune.signals import check_needs
 
     if hasattr(model, _ATTRIBUTE):
         raise ValueError(f"this model is already wrapped with {vars(model)[_ATTRIBUTE].plan.policy}; call vtprune.unwrap(model) first")
     policy = _make(policy, options)
     inner = model.get_base_model() if hasattr(model, "get_base_model") else model
-    family = family_of(inner) if strict else _detected(inner)
+    family = family_of(inner) if strict else detect_family(inner)
     check_model(inner, family)
-    plan = Plan(inner, family, policy, positions)
+    if inner.config.model_type not in FAMILIES:
+        self_test(inner, family)
+    check_sites(policy, len(family.decoder(inner).layers))
     check_needs(policy, family, inner)
+    plan = Plan(inner, family, policy, positions)
     vars(model)[_ATTRIBUTE] = Pruner(inner, family, plan)
     return model
-
-
-def _detected(model: nn.Module):
-    from vtprune.families.detect import detect_family
-
-    return detect_family(model)
 
 
 def unwrap(model: nn.Module) -> nn.Module:

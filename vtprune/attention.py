@@ -97,9 +97,8 @@ def attention_inputs(attn: nn.Module, **inputs: Any) -> list[Call]:
 
 def _unreachable(attn: nn.Module) -> NotImplementedError:
     return NotImplementedError(
-        f"the queries and keys of {type(attn).__name__} cannot be read: with attn_implementation='sdpa' it does not call "
-        "torch.nn.functional.scaled_dot_product_attention. Choose a policy whose needs are empty, or give its family "
-        "attention modules that do"
+        f"the queries and keys of {type(attn).__name__} cannot be read: with attn_implementation='sdpa' it does not "
+        "call torch.nn.functional.scaled_dot_product_attention. Choose a policy that needs no signal of this module"
     )
 
 
@@ -170,7 +169,9 @@ def allowed_keys(
         return mask.mask_mod(sample, head, rows[:, :, None], torch.arange(keys, device=rows.device)[None, None, :])
     if mask is not None and mask.dim() == 4:
         if mask.shape[1] != 1:
-            raise NotImplementedError(f"attention masks with one entry for all heads are known; got {tuple(mask.shape)}")
+            raise NotImplementedError(
+                f"attention masks with one entry for all heads are known; got {tuple(mask.shape)}"
+            )
         mask = mask[:, 0, :, :keys].expand(len(rows), queries, -1)
         mask = mask.gather(1, rows[:, :, None].expand(-1, -1, keys))
         # additive masks hold 0 or the most negative number of some dtype

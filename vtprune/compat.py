@@ -5,6 +5,7 @@ import inspect
 from collections.abc import Sequence
 from typing import Any
 
+import torch
 from torch import Tensor
 
 
@@ -16,6 +17,18 @@ def with_attention(config: Any, implementation: str) -> Any:
     changed = copy.copy(config)
     changed.__dict__["_attn_implementation_internal"] = implementation
     return changed
+
+
+def attention_window(attn: Any) -> int | None:
+    """How many tokens back an attention module sees, itself included; None: all. As it tells its attention function.
+
+    Some modules hold it themselves, Mistral's and its like read it from the config (5.0 to 5.23).
+    """
+    if not getattr(attn, "is_sliding", True):
+        return None
+    if hasattr(attn, "sliding_window"):
+        return attn.sliding_window
+    return getattr(attn.config, "sliding_window", None)
 
 
 def anyres_tiles(image_sizes: Tensor | Sequence, grid_pinpoints: Sequence, image_size: int) -> list[int]:
@@ -66,3 +79,17 @@ def has_line_positions(decoder: Any) -> bool:
     """Whether positions are one number for each token, and the decoder's own rotary module computes the tables."""
     parameters = getattr(decoder.config, "rope_parameters", None) or {}
     return hasattr(decoder, "rotary_emb") and "mrope_section" not in parameters
+
+
+def is_compiled_call() -> bool:
+    """Whether this runs under torch.compile: traced, or in plain Python after a graph break.
+
+    ``torch.compiler.is_compiling`` is False after a graph break, while the frames below are compiled one by one; the
+    callback that does so is private to torch (2.2 to 2.13).
+    """
+    return torch.compiler.is_compiling() or torch._C._dynamo.eval_frame.get_eval_frame_callback() is not None
+
+
+def window(decoder: Any, index: int) -> int | None:
+    """How many tokens a layer's attention looks back; None for all."""
+    return getattr(getattr(decoder.layers[index], "self_attn", None), "sliding_window", None)

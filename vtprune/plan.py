@@ -29,7 +29,6 @@ class Plan:
         self.before: dict[int, list[float]] = {}
         self.inside: set[int] = set()
         self.moved: dict[float, str] = {}
-        check_sites(policy, self.depth)
         for site in sorted(set(policy.sites)):
             self._place(site, decoder)
         self.first = min([*self.before, *self.inside], default=0)

@@ -95,9 +95,11 @@ class Pruner:
         return {**dict(zip(names, args)), **kwargs} if args else kwargs
 
     def _enter_base(self, module: nn.Module, args: tuple, kwargs: dict) -> None:
+        bound = self._bind(module, args, kwargs)
+        if compat.is_compiled_call():
+            refuse_compiled_prefill(bound)
         if torch.compiler.is_compiling():
             return
-        bound = self._bind(module, args, kwargs)
         forward = Forward(self, self.plan.active(), CURRENT.get())
         ids, embeds = bound.get("input_ids"), bound.get("inputs_embeds")
         forward.length = (ids if ids is not None else embeds).shape[1]
@@ -216,7 +218,7 @@ class Pruner:
         elif not isinstance(layer, PrunedLayer):
             return None
         out = dict(bound)
-        out["attention_mask"] = self._mask(forward, layer, hidden, bound.get("attention_mask"))
+        out["attention_mask"] = self._mask(forward, index, layer, hidden, bound.get("attention_mask"))
         shift = forward.arrival.shift if forward.arrival is not None else self._shift(bound, index)
         if shift is not None:
             out["position_embeddings"] = self._renumbered(forward, index, hidden, bound, shift)
@@ -230,7 +232,7 @@ class Pruner:
                     out[name] = gather_rows(bound[name], forward.columns, dim)
         return out
 
-    def _mask(self, forward: Forward, layer, hidden: Tensor, mask):
+    def _mask(self, forward: Forward, index: int, layer, hidden: Tensor, mask):
         n, length = hidden.shape[1], forward.length
         kind, device = compat.attention_kind(self.decoder.config), hidden.device
         if isinstance(layer, PrunedStaticLayer):
@@ -238,6 +240,12 @@ class Pruner:
             positions, valid = layer.coming_tensors(n)
             return narrow_mask(mask, forward.columns, positions, valid, n, layer.logical_length, 0, kind, hidden.dtype)
         slots = layer.coming(n) if layer is not None else None
+        window = compat.window(self.decoder, index)
+        if window and "flash" in kind and (slots.length if slots is not None else length) > window:
+            raise NotImplementedError(
+                f"layer {index} of {type(self.decoder).__name__} sees a window of {window} tokens, which FlashAttention counts "
+                "in pruned tokens. Load the model with attn_implementation='sdpa', where the window is exact"
+            )
         key = (id(slots), id(mask), device)
         if key not in forward.memo:
             if slots is None:
@@ -294,12 +302,6 @@ class Pruner:
     def _enter_compiled_layer(self, index: int, args: tuple, kwargs: dict):
         """A decode step inside torch.compile; the prefill is never compiled by ``generate``."""
         hidden = args[0] if args else kwargs["hidden_states"]
-        if hidden.shape[1] > 1:
-            raise NotImplementedError(
-                f"vtprune cannot prune inside a compiled forward of {hidden.shape[1]} tokens: torch.compile would freeze "
-                "one selection into the graph. Use generate(..., cache_implementation='static'), which compiles the "
-                "decode steps only, or call the model uncompiled"
-            )
         cache = kwargs.get("past_key_values")
         layer = cache.layers[index] if cache is not None else None
         if not isinstance(layer, PrunedStaticLayer) or not layer.trimmed:
@@ -324,6 +326,18 @@ class Pruner:
         full = scatter_rows(hidden, forward.columns, forward.valid, forward.length)
         forward.scattered = True
         return (full, *output[1:]) if isinstance(output, tuple) else full
+
+
+def refuse_compiled_prefill(bound: Mapping) -> None:
+    """A decode step may be compiled, a prompt may not: the graph would freeze one selection or leave it out."""
+    ids, embeds = bound.get("input_ids"), bound.get("inputs_embeds")
+    length = (ids if ids is not None else embeds).shape[1]
+    if length > 1:
+        raise NotImplementedError(
+            f"vtprune cannot prune inside a compiled forward of {length} tokens: torch.compile would freeze one selection "
+            "into the graph. Use generate(..., cache_implementation='static'), which compiles the decode steps only, or "
+            "call the model uncompiled"
+        )
 
 
 class Between:

@@ -15,13 +15,14 @@ import torch
 from torch import Tensor, nn
 
 from vtprune.attention import allowed_keys, attention_inputs, attention_rows
+from vtprune.compat import attention_window
 from vtprune.families.base import Family
 from vtprune.tokens import BEFORE_LLM, site_name
 
 SIGNALS: dict[str, str] = {
     "last_query_attention": "(N,) float32: what the last prompt token pays to each visual token, mean over heads",
     "text_attention": "(M, N) float32: what each text token pays to each visual token, mean over heads",
-    "cls_attention": "(layers, heads, N) in the tower's dtype: what its class token pays to the patches, per tower layer",
+    "cls_attention": "(layers, heads, N) in the tower's dtype: what the tower's class token pays to each visual token",
     "vision_attention": "(N,) float32: what a visual token gets in a tower layer, mean over heads and patches",
 }
 """Signals by name. The first two are rows of a decoder layer: the layer before the site, which has just run, or
@@ -133,7 +134,9 @@ def _check_rows(need: Need, sites: Iterable[float], layers: int) -> None:
         )
     for layer in found:
         if layer.index >= layers:
-            raise ValueError(f"{need.text!r} asks for decoder layer {layer.index}; this model has layers 0 to {layers - 1}")
+            raise ValueError(
+                f"{need.text!r} asks for decoder layer {layer.index}; this model has layers 0 to {layers - 1}"
+            )
 
 
 def _check_tower(need: Need, family: Family, model: nn.Module) -> None:
@@ -160,7 +163,7 @@ def row_attention(
 
     attn:   the layer's attention module; a few of its projections are computed, it does not run.
     inputs: its keyword arguments: ``hidden_states`` (B, P, D) after the input norm, ``position_embeddings`` a tensor or
-            tensors (..., B or 1, P, d) or absent. Caches, masks and position ids among them are ignored.
+            tensors (..., B or 1, P, d), ``position_ids`` (..., B or 1, P). Caches and masks among them are ignored.
     rows:   (B, R) int64, the rows of ``hidden_states`` to look from; repeat one where a sample has fewer.
     mask:   that the layer is given, see ``vtprune.attention.allowed_keys``; None is causal.
     keys:   (B, H_kv, K, d) that the layer left in its cache, the last P of them from ``hidden_states``; None computes
@@ -170,29 +173,37 @@ def row_attention(
     asked = {name: value for name, value in inputs.items() if name not in _IGNORED}
     asked["attention_mask"] = None
     if keys is not None:
-        asked["hidden_states"] = _take(hidden, rows)
-        if asked.get("position_embeddings") is not None:
-            asked["position_embeddings"] = _take(asked["position_embeddings"], rows)
+        asked = {name: _PER_TOKEN[name](value, rows) if name in _PER_TOKEN else value for name, value in asked.items()}
     (call,) = attention_inputs(attn, **asked)
-    query, key = (call.query, keys) if keys is not None else (_take(call.query.transpose(0, 1), rows).transpose(0, 1), call.key)
+    query, key = call.query, keys
+    if keys is None:
+        query, key = _take(call.query.transpose(0, 1), rows).transpose(0, 1), call.key
     allowed = allowed_keys(
         mask,
         rows,
         hidden.shape[1],
         key.shape[2],
         causal=getattr(attn, "is_causal", True),
-        window=getattr(attn, "sliding_window", None),
+        window=attention_window(attn),
     )
     return torch.stack([attention_rows(q, k, a, call.scaling) for q, k, a in zip(query, key, allowed)])
 
 
-_IGNORED = ("past_key_values", "attention_mask", "position_ids", "cache_position", "use_cache", "output_attentions")
-
-
 def _take(values: Any, rows: Tensor) -> Any:
     """Rows (B, R) along the last but one dimension of tensors (..., B or 1, P, d)."""
+    if values is None:
+        return None
     if isinstance(values, (tuple, list)):
         return type(values)(_take(value, rows) for value in values)
     lead, (length, size) = values.shape[:-3], values.shape[-2:]
     index = rows.to(values.device)[:, :, None].expand(*lead, *rows.shape, size)
     return values.expand(*lead, len(rows), length, size).gather(-2, index)
+
+
+def _take_ids(ids: Tensor | None, rows: Tensor) -> Tensor | None:
+    """Entries (B, R) along the last dimension of a tensor (..., B or 1, P)."""
+    return None if ids is None else _take(ids[..., None], rows)[..., 0]
+
+
+_PER_TOKEN = {"hidden_states": _take, "position_embeddings": _take, "position_ids": _take_ids}
+_IGNORED = ("past_key_values", "attention_mask", "cache_position", "use_cache", "output_attentions")

@@ -4,8 +4,7 @@ A tap computes its scores from the input of an attention module just before that
 """
 
 import inspect
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from contextvars import ContextVar
 from typing import Any
 
@@ -20,18 +19,7 @@ Collected = dict[str, dict[int, list[Tensor]]]
 """Scores by need, by tower layer, one (tiles, heads or 1, patches) for each call of the tower."""
 
 COLLECTED: ContextVar[Collected | None] = ContextVar("vtprune_vision_scores", default=None)
-"""Where taps leave their scores; None while nobody wants them, and then they cost nothing."""
-
-
-@contextmanager
-def collecting(needs: Sequence[Need]) -> Iterator[Collected]:
-    """``with collecting(needs) as collected: encode()``; in this thread, until the end of the block."""
-    collected: Collected = {need.text: {} for need in needs if not need.in_decoder}
-    token = COLLECTED.set(collected)
-    try:
-        yield collected
-    finally:
-        COLLECTED.reset(token)
+"""An empty dict is filled by the taps, in this thread; None: nobody wants scores, and then they cost nothing."""
 
 
 class VisionTap:
@@ -45,21 +33,21 @@ class VisionTap:
 
     def __call__(self, module: nn.Module, args: tuple, kwargs: Mapping[str, Any]) -> None:
         collected = COLLECTED.get()
-        wanted = [need for need in self.needs if collected is not None and need.text in collected]
-        if not wanted:
+        if collected is None:
             return
         names = list(inspect.signature(type(module).forward).parameters)[1:]
         inputs = {**dict(zip(names, args)), **kwargs}
         inputs.pop("output_attentions", None)
         calls = attention_inputs(module, **inputs)
-        for need in wanted:
+        for need in self.needs:
             score = class_rows(calls) if need.name == "cls_attention" else column_means(calls, inputs)[:, None]
             score = score[..., 1:] if self.class_token else score
-            collected[need.text].setdefault(self.layer, []).append(score)
+            collected.setdefault(need.text, {}).setdefault(self.layer, []).append(score)
 
 
-def vision_taps(family: Family, model: nn.Module, needs: Sequence[Need]) -> list[tuple[nn.Module, VisionTap]]:
+def vision_taps(family: Family, model: nn.Module, needs: Sequence[Need | str]) -> list[tuple[nn.Module, VisionTap]]:
     """The attention modules to watch and the pre-hook for each; empty if no need looks into the tower."""
+    needs = [parse(need) if isinstance(need, str) else need for need in needs]
     wanted: dict[int, tuple[nn.Module, int, bool, list[Need]]] = {}
     for kind in family.towers(model) if any(not need.in_decoder for need in needs) else ():
         layers, class_token = family.vision_layers(model, kind), family.has_class_token(model, kind)

@@ -34,7 +34,7 @@ class QwenVL(Family):
 
 
 def window_order(t: int, h: int, w: int, side: int) -> Tensor:
-    """(t * h * w,) int64: the raster places of a grid, window by window of ``side`` x ``side``, as Qwen2.5-VL's tower."""
+    """(t * h * w,) int64: raster places of a grid as Qwen2.5-VL's tower orders them: ``side`` x ``side`` windows."""
     frame, row, column = torch.meshgrid(torch.arange(t), torch.arange(h), torch.arange(w), indexing="ij")
     window = (frame * (-(-h // side)) + row // side) * (-(-w // side)) + column // side
     return window.flatten().argsort(stable=True)

@@ -1,0 +1,134 @@
+"""What ``vtprune run`` measures: answers, next-token distributions, bytes of the cache, and times."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+from transformers import StoppingCriteria
+
+from vtprune.models import Loaded
+from vtprune.report import Report, measured_bytes
+
+FEWEST, MOST, SECONDS = 3, 9, 3.0
+"""Timed rounds: at least, at most, and for how long new ones are begun."""
+
+
+@dataclass(frozen=True)
+class Look:
+    """What a model says to a prompt.
+
+    answer: text. logits: (V,) float64, of the first new token. kv_bytes: keys and values after the prefill, measured.
+    """
+
+    answer: str
+    logits: Tensor
+    kv_bytes: int | None
+
+
+@dataclass
+class Times:
+    """Milliseconds by timed run.
+
+    prefill: from the call to the first token: vision tower, projector, selecting, decoder. token: each later token.
+    selector: signals and selecting, part of ``prefill``.
+    """
+
+    prefill: list[float] = field(default_factory=list)
+    token: list[float] = field(default_factory=list)
+    selector: list[float] = field(default_factory=list)
+
+
+class _Clock(StoppingCriteria):
+    """Stops nothing: notes when each token was there."""
+
+    def __init__(self, device: torch.device):
+        self.device, self.seconds = device, [now(device)]
+
+    def __call__(self, input_ids: Tensor, scores: Tensor, **more) -> Tensor:
+        self.seconds.append(now(self.device))
+        return torch.zeros(len(input_ids), dtype=torch.bool, device=input_ids.device)
+
+
+def now(device: torch.device) -> float:
+    """Seconds, after what the device was given to do is done."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    elif device.type == "mps":
+        torch.mps.synchronize()
+    return time.perf_counter()
+
+
+def look(loaded: Loaded, inputs: Mapping, max_new_tokens: int) -> Look:
+    """Greedy generation. Its first run is not timed and so warms the model up."""
+    first = _generate(loaded, inputs, 1, return_dict_in_generate=True, output_logits=True)
+    new = _generate(loaded, inputs, max_new_tokens)[0, inputs["input_ids"].shape[1] :]
+    answer = loaded.processor.tokenizer.decode(new, skip_special_tokens=True).strip()
+    return Look(answer, first.logits[0][0].double().cpu(), measured_bytes(first.past_key_values))
+
+
+def _generate(loaded: Loaded, inputs: Mapping, n: int, **more):
+    return loaded.model.generate(**inputs, max_new_tokens=n, do_sample=False, num_beams=1, use_cache=True, **more)
+
+
+def agreement(one: Tensor, other: Tensor) -> float | None:
+    """1 minus the total variation distance of two next-token distributions, from logits (V,); 1 if they are equal.
+
+    None where a logit is not a number.
+    """
+    p, q = one.softmax(-1), other.softmax(-1)
+    value = 1 - float((p - q).abs().sum()) / 2
+    return value if value == value else None
+
+
+def timed_tokens(max_new_tokens: int) -> int:
+    """Tokens that a timed run generates, whatever the answer's length: 2 to 8."""
+    return max(2, min(max_new_tokens, 8))
+
+
+Variant = Callable[[], AbstractContextManager[Report | None]]
+"""Enters a state of the model, for instance pruned, and leaves it."""
+
+
+def time_variants(
+    loaded: Loaded, inputs: Mapping, variants: Mapping[str, Variant], max_new_tokens: int, rounds: int | None = None
+) -> dict[str, Times]:
+    """Times of each variant, run in turn so that a machine that slows down slows all of them.
+
+    rounds: how many; if None, 3 or more until 3 seconds are over, 9 at most.
+    """
+    times = {name: Times() for name in variants}
+    started, tokens = time.perf_counter(), timed_tokens(max_new_tokens)
+    for i in range(MOST if rounds is None else rounds):
+        if rounds is None and i >= FEWEST and time.perf_counter() - started > SECONDS:
+            break
+        # who goes first alternates too
+        for name in list(variants)[:: 1 - 2 * (i % 2)]:
+            with variants[name]() as report:
+                _time_once(loaded, inputs, tokens, times[name])
+                if report is not None:
+                    times[name].selector.append(report.milliseconds)
+    return times
+
+
+def _time_once(loaded: Loaded, inputs: Mapping, tokens: int, times: Times) -> None:
+    clock = _Clock(loaded.model.device)
+    _generate(loaded, inputs, tokens, min_new_tokens=tokens, stopping_criteria=[clock])
+    start, first, *later = clock.seconds
+    times.prefill.append(1000 * (first - start))
+    times.token.append(1000 * (later[-1] - first) / len(later))
+
+
+def middle(values: list[float]) -> float | None:
+    """The median; None of nothing."""
+    return statistics.median(values) if values else None
+
+
+def middle_ratio(values: list[float], others: list[float]) -> float | None:
+    """The median over rounds of value / other; None of nothing."""
+    return middle([value / other for value, other in zip(values, others, strict=True)])

@@ -1,0 +1,167 @@
+"""The result of ``vtprune run``: as plain values for JSON, and as tables for people."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+from vtprune.cli_measure import Look, Times, agreement, middle, middle_ratio
+from vtprune.cli_policies import shown
+from vtprune.report import Report
+from vtprune.tokens import site_name
+
+
+def pruned_numbers(look: Look, times: Times, report: Report) -> dict[str, Any]:
+    """What was measured of the pruned model, and what its report computes (``*_predicted``, ``flops*``)."""
+    before, after = report.tokens[0]
+    sites = [
+        {"site": site_name(record.site), "before": record.before[0], "after": record.after[0]}
+        for record in report.sites
+    ]
+    return {
+        "answer": look.answer,
+        "visual_tokens": after,
+        "visual_tokens_before": before,
+        "sites": sites,
+        "prefill_ms": middle(times.prefill),
+        "token_ms": middle(times.token),
+        "selector_ms": middle(times.selector),
+        "kv_bytes": look.kv_bytes,
+        "kv_bytes_predicted": report.kv_bytes_predicted,
+        "kv_bytes_unpruned_predicted": report.kv_bytes_unpruned,
+        "flops": report.flops.total_causal,
+        "flops_unpruned": report.flops_unpruned.total_causal,
+        "flops_selector": report.flops_selector.total_causal,
+        "flops_vision": _vision_flops(report),
+        "notes": report.notes,
+    }
+
+
+def _vision_flops(report: Report) -> int | None:
+    try:
+        return report.flops_vision.total
+    except NotImplementedError:
+        return None
+
+
+def plain_numbers(look: Look, times: Times) -> dict[str, Any]:
+    """What was measured of the model without pruning."""
+    return {
+        "answer": look.answer,
+        "prefill_ms": middle(times.prefill),
+        "token_ms": middle(times.token),
+        "kv_bytes": look.kv_bytes,
+    }
+
+
+def compared(pruned: Look, plain: Look, pruned_times: Times, plain_times: Times) -> dict[str, Any]:
+    """Pruned over unpruned: medians over the rounds for times, and how far the next-token distributions agree."""
+    bytes_known = pruned.kv_bytes is not None and plain.kv_bytes
+    return {
+        "same_answer": pruned.answer == plain.answer,
+        "agreement": agreement(pruned.logits, plain.logits),
+        "prefill_ratio": middle_ratio(pruned_times.prefill, plain_times.prefill),
+        "token_ratio": middle_ratio(pruned_times.token, plain_times.token),
+        "kv_ratio": pruned.kv_bytes / plain.kv_bytes if bytes_known else None,
+    }
+
+
+def policy_values(name: str, policy: object) -> dict[str, Any]:
+    """A policy and its options as plain values."""
+    options = {}
+    if dataclasses.is_dataclass(policy):
+        values = {field.name: getattr(policy, field.name) for field in dataclasses.fields(policy) if field.init}
+        plain = (bool, int, float, str, type(None))
+        options = {
+            k: list(v) if isinstance(v, tuple) else v if isinstance(v, plain) else str(v) for k, v in values.items()
+        }
+    return {"name": name, "options": options}
+
+
+def print_result(result: dict[str, Any]) -> None:
+    """The tables and the lines below them."""
+    from vtprune.cli_console import say, table
+
+    policy, pruned, plain = result["policy"], result["pruned"], result["unpruned"]
+    options = ", ".join(f"{k}={shown(v)}" for k, v in policy["options"].items() if v is not None)
+    model = result["model"]
+    say(f"model     {model['name']} ({model['model_type']}, {model['dtype']} on {model['device']})")
+    say(f"policy    {policy['name']}{f' ({options})' if options else ''}")
+    say(f"question  {result['prompt']}")
+    answers = {"unpruned": plain, "pruned": pruned}
+    for name, text in [(name, one["answer"]) for name, one in answers.items() if one] + [
+        ("right", result["right_answer"])
+    ]:
+        if text is not None:
+            say(f"{name:<8}  {text or '(nothing)'}", style="bold")
+    say("")
+    columns = ("", "unpruned", "pruned", "pruned / unpruned") if plain else ("", "pruned")
+    rows = _rows(pruned, plain, result["comparison"])
+    table(columns, [row if plain else (row[0], row[2]) for row in rows], right=columns[1:])
+    say("")
+    table(
+        ("site", "visual tokens before", "after"),
+        [(site["site"], f"{site['before']:,}", f"{site['after']:,}") for site in pruned["sites"]],
+        right=("visual tokens before", "after"),
+    )
+    for line in _remarks(result):
+        say(line)
+
+
+def _rows(pruned: dict, plain: dict | None, comparison: dict | None) -> list[tuple[str, str, str, str]]:
+    """(what, unpruned, pruned, ratio) of each line."""
+    plain, ratio = plain or {}, comparison or {}
+    before, after = pruned["visual_tokens_before"], pruned["visual_tokens"]
+    whole, left = pruned["flops_unpruned"], pruned["flops"]
+    return [
+        ("visual tokens", f"{before:,}", f"{after:,}", _ratio(after / before)),
+        ("prefill, ms", _ms(plain.get("prefill_ms")), _ms(pruned["prefill_ms"]), _ratio(ratio.get("prefill_ratio"))),
+        ("each later token, ms", _ms(plain.get("token_ms")), _ms(pruned["token_ms"]), _ratio(ratio.get("token_ratio"))),
+        ("selecting (in prefill), ms", "-", _ms(pruned["selector_ms"]), ""),
+        ("KV cache, bytes", _count(plain.get("kv_bytes")), _count(pruned["kv_bytes"]), _ratio(ratio.get("kv_ratio"))),
+        (
+            "decoder FLOPs of the prefill, selecting included",
+            engineering(whole),
+            engineering(left),
+            _ratio(left / whole),
+        ),
+        ("vision tower and projector FLOPs", *[engineering(pruned["flops_vision"])] * 2, ""),
+    ]
+
+
+def _remarks(result: dict[str, Any]) -> list[str]:
+    lines = [f"note: {text}" for text in result["pruned"]["notes"]]
+    comparison = result["comparison"]
+    if comparison and comparison["agreement"] is not None:
+        lines.append(
+            f"\nThe next-token distributions agree to {100 * comparison['agreement']:.1f} % (1 - total variation)."
+        )
+    if result["runs"]:
+        lines.append(
+            f"Times are medians of {result['runs']} runs each, {result['timed_tokens']} tokens, after a warm-up; prefill is "
+            "the time to the first token, vision tower included."
+        )
+    return lines
+
+
+def _ms(value: float | None) -> str:
+    return "-" if value is None else f"{value:.1f}" if value >= 10 else f"{value:.2f}"
+
+
+def _ratio(value: float | None) -> str:
+    return "" if value is None else f"{value:.2f}"
+
+
+def _count(value: int | None) -> str:
+    return "-" if value is None else f"{value:,}"
+
+
+def engineering(value: float | None) -> str:
+    """1234567 -> "1.23 M"; "-" for None."""
+    if value is None:
+        return "-"
+    for unit in ("", " k", " M", " G", " T"):
+        if value < 999.5:
+            return f"{value:.3g}{unit}"
+        value /= 1000
+    return f"{value:.3g} P"
