@@ -34,8 +34,8 @@ MAY_IMPORT = {"torch.nn.functional"}
 # what a module of the library may import at its top; whatever else it needs, it imports where it is used
 CORE = {"vtprune", "vtprune_kernels", "torch", "transformers", "numpy", "safetensors", "PIL", *sys.stdlib_module_names}
 
-# the pruner, and its part for sites inside a layer
-MAY_REGISTER_HOOKS = {"vtprune/pruner.py", "vtprune/inside.py"}
+# the pruner, its part for sites inside a layer, and the oracle of the self-test, which hooks an unwrapped model
+MAY_REGISTER_HOOKS = {"vtprune/pruner.py", "vtprune/inside.py", "vtprune/selftest.py"}
 MAY_READ_THE_ENVIRONMENT = {"kernels/vtprune_kernels/dispatch.py"}
 MAY_READ_THE_CLOCK = {"benchmarks/measure.py"}
 MAY_ASK_FOR_THE_DEVICE = {"kernels/vtprune_kernels/dispatch.py", "kernels/vtprune_kernels/merge.py"}

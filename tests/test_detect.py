@@ -21,8 +21,10 @@ from vtprune import BEFORE_LLM
 from vtprune.families.base import FAMILIES
 from vtprune.families.detect import Detected, detect_family
 
-TEXT = dict(hidden_size=64, intermediate_size=64, num_hidden_layers=4, num_attention_heads=4, num_key_value_heads=2, vocab_size=128)
-VISION = dict(hidden_size=32, intermediate_size=64, num_hidden_layers=4, num_attention_heads=2, image_size=28, patch_size=7)
+HEADS = dict(num_attention_heads=4, num_key_value_heads=2)
+TEXT = dict(hidden_size=64, intermediate_size=64, num_hidden_layers=4, vocab_size=128, **HEADS)
+PIXELS = dict(image_size=28, patch_size=7)
+VISION = dict(hidden_size=32, intermediate_size=64, num_hidden_layers=4, num_attention_heads=2, **PIXELS)
 
 
 def vipllava():

@@ -36,10 +36,17 @@ def count(run) -> FlopCounterMode:
 
 
 def counted(counter: FlopCounterMode, ending: str = "Global") -> Flops:
-    """What the counter saw in the module whose name ends so: linear and, in full, attention."""
-    (name,) = [n for n in counter.get_flop_counts() if n == ending or n.endswith("." + ending)]
-    operations = counter.get_flop_counts()[name]
-    # nothing here but nn.MultiheadAttention multiplies in batches
+    """What the counter saw in the module whose name ends so, rotary tables aside: linear and, in full, attention."""
+    modules = counter.get_flop_counts()
+    (name,) = [n for n in modules if n == ending or n.endswith("." + ending)]
+    inside = "" if name == "Global" else name + "."
+    operations = dict(modules[name])
+    for table in [
+        n for n in modules if n.startswith(inside) and n.endswith("rotary_emb")
+    ]:  # a product in transformers 5.9
+        for operation, flops in modules[table].items():
+            operations[operation] -= flops
+    # nothing else here but nn.MultiheadAttention multiplies in batches
     attention = operations.get(SDPA_ON_CPU, 0) + operations.get(torch.ops.aten.bmm, 0)
     return Flops(sum(operations.values()) - attention, attention)
 

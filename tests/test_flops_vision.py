@@ -15,6 +15,12 @@ from vtprune.flops import Flops, attention_rows_flops
 from vtprune.flops_vision import vision_flops
 
 
+def named(method, *args, **kwargs) -> dict:
+    """The arguments of an encoder call by name, with its kind."""
+    bound = inspect.signature(method).bind(*args, **kwargs).arguments
+    return {**bound, **bound.pop("kwargs", {}), "kind": "video" if "video" in method.__name__ else "image"}
+
+
 def recorded(model: nn.Module, inputs: dict) -> list[dict]:
     """The arguments, by name, of the encoder calls in a forward of ``inputs``; not of calls that such a call makes."""
     base, calls, running = model.model, [], []
@@ -22,9 +28,8 @@ def recorded(model: nn.Module, inputs: dict) -> list[dict]:
     def recording(method):
         @wraps(method)
         def call(*args, **kwargs):
-            bound = inspect.signature(method).bind(*args, **kwargs).arguments
             if not running:  # Qwen3-VL encodes videos by its own method for images
-                calls.append({**bound, **bound.pop("kwargs", {})})
+                calls.append(named(method, *args, **kwargs))
             running.append(method)
             try:
                 return method(*args, **kwargs)
@@ -74,10 +79,11 @@ def test_videos_equal_the_counter(family):
 # ------------------------------------------------------------------------------- shapes that the tiny batches lack
 
 
-def encode(model: nn.Module, name: str = "get_image_features", **arguments) -> tuple[Flops, Flops]:
-    """Formulas and counter for one encoder call."""
-    counter = count(lambda: getattr(model.model, name)(**arguments))
-    return vision_flops(model, model.model, [arguments]), counted(counter)
+def encode(model: nn.Module, pixels: torch.Tensor, kind: str = "image", **arguments) -> tuple[Flops, Flops]:
+    """Formulas and counter for one encoder call; its first argument has had several names."""
+    method = getattr(model.model, f"get_{kind}_features")
+    counter = count(lambda: method(pixels, **arguments))
+    return vision_flops(model, model.model, [named(method, pixels, **arguments)]), counted(counter)
 
 
 @pytest.mark.parametrize("family", tiny.MROPE_FAMILIES)
@@ -85,9 +91,8 @@ def encode(model: nn.Module, name: str = "get_image_features", **arguments) -> t
 def test_grids_of_any_shape(family, grids):
     """Oracle: the counter. Windows of Qwen2.5-VL hold 2 x 2 merged patches here, so most of these leave a rest."""
     pixels = torch.randn(sum(t * h * w for t, h, w in grids), 3 * 2 * 14**2)
-    assert_same(*encode(model_of(family), pixel_values=pixels, image_grid_thw=torch.tensor(grids)))
-    videos = {"pixel_values_videos": pixels, "video_grid_thw": torch.tensor(grids)}
-    assert_same(*encode(model_of(family), "get_video_features", **videos))
+    assert_same(*encode(model_of(family), pixels, image_grid_thw=torch.tensor(grids)))
+    assert_same(*encode(model_of(family), pixels, "video", video_grid_thw=torch.tensor(grids)))
 
 
 @pytest.mark.parametrize("full", [[3], [0, 1, 2], []])
@@ -99,7 +104,7 @@ def test_windows_one_by_one(full):
     windows = [4 * high * wide for high in (2, 1) for wide in (2, 2, 1)]  # 4 patches in each merged one
     assert sum(windows) == 60
     pairs = (4 - len(full)) * sum(n * n for n in windows) + len(full) * 60 * 60
-    mine, theirs = encode(model, pixel_values=torch.randn(60, 1176), image_grid_thw=torch.tensor([[1, 6, 10]]))
+    mine, theirs = encode(model, torch.randn(60, 1176), image_grid_thw=torch.tensor([[1, 6, 10]]))
     assert_same(mine, theirs)
     assert mine.attention == mine.attention_causal == 4 * 32 * pairs
     shapes = {"pixel_values": (60, 1176), "image_grid_thw": [[1, 6, 10]]}
@@ -113,14 +118,14 @@ def test_windows_one_by_one(full):
 def test_the_class_token_is_projected_or_not(family, side, strategy):
     """Oracle: the counter; the strategy of a call goes before that of the config."""
     pixels = torch.randn(2, 3, side, side)
-    assert_same(*encode(model_of(family), pixel_values=pixels, vision_feature_select_strategy=strategy))
+    assert_same(*encode(model_of(family), pixels, vision_feature_select_strategy=strategy))
 
 
 @pytest.mark.parametrize("sizes", [[(56, 56)], [(28, 56), (56, 42), (14, 14)]])
 def test_pictures_of_their_own_sizes(sizes):
     """Oracles: the counter, as one masked sequence holds all pictures; and the pairs inside each picture, by hand."""
     model = model_of("mistral3")
-    mine, theirs = encode(model, pixel_values=torch.randn(len(sizes), 3, 56, 56), image_sizes=torch.tensor(sizes))
+    mine, theirs = encode(model, torch.randn(len(sizes), 3, 56, 56), image_sizes=torch.tensor(sizes))
     assert_same(mine, theirs)
     patches = [h * w // 49 for h, w in sizes]
     layers = model.config.vision_config.num_hidden_layers
@@ -144,9 +149,9 @@ def test_flash_attention_keeps_pictures_apart():
 def test_pictures_that_are_all_zero_are_not_encoded(family):
     """Oracle: the counter; given a shape, every picture counts, as if none were zero."""
     pixels = torch.randn(2, 3, 3, 56, 56)
-    full = encode(model_of(family), pixel_values=pixels.clone())
+    full = encode(model_of(family), pixels.clone())
     pixels[0, 1:] = 0
-    part = encode(model_of(family), pixel_values=pixels)
+    part = encode(model_of(family), pixels)
     assert_same(*full)
     assert_same(*part)
     assert part[0].total * 6 == full[0].total * 4
@@ -154,14 +159,14 @@ def test_pictures_that_are_all_zero_are_not_encoded(family):
 
 
 def test_smolvlm_encodes_one_picture_where_all_are_zero():
-    assert_same(*encode(model_of("smolvlm"), pixel_values=torch.zeros(1, 2, 3, 56, 56)))
+    assert_same(*encode(model_of("smolvlm"), torch.zeros(1, 2, 3, 56, 56)))
 
 
 def test_crops_without_their_padding():
     """Oracle: the counter; five-dimensional pixels hold padding crops, four-dimensional ones do not."""
     model, sizes = model_of("llava_next"), torch.tensor([(56, 56), (28, 28)])  # 5 and 2 crops
-    five = encode(model, pixel_values=torch.randn(2, 5, 3, 28, 28), image_sizes=sizes)
-    four = encode(model, pixel_values=torch.randn(7, 3, 28, 28), image_sizes=sizes)
+    five = encode(model, torch.randn(2, 5, 3, 28, 28), image_sizes=sizes)
+    four = encode(model, torch.randn(7, 3, 28, 28), image_sizes=sizes)
     assert_same(*five)
     assert_same(*four)
     assert five[0] == four[0]
@@ -190,13 +195,13 @@ def test_siglip_with_and_without_its_pooling_head(head):
     """Oracle: the counter; the head's one query per picture attends to all patches."""
     model = llava_with(hf.SiglipVisionConfig(**TOWER, image_size=28, vision_use_head=head))
     assert any(isinstance(m, nn.MultiheadAttention) for m in model.modules()) == head
-    assert_same(*encode(model, pixel_values=torch.randn(3, 3, 28, 28)))
+    assert_same(*encode(model, torch.randn(3, 3, 28, 28)))
 
 
 def test_llava_with_a_pixtral_tower():
     """Oracle: the counter."""
     model = llava_with(hf.PixtralVisionConfig(**TOWER, image_size=56))
-    assert_same(*encode(model, pixel_values=torch.randn(2, 3, 56, 56), image_sizes=torch.tensor([(28, 56), (56, 42)])))
+    assert_same(*encode(model, torch.randn(2, 3, 56, 56), image_sizes=torch.tensor([(28, 56), (56, 42)])))
 
 
 @pytest.mark.parametrize("mode", ["average", "conv"])
@@ -210,7 +215,7 @@ def test_video_frames_are_pooled_before_the_projector(mode, side):
         image_grid_pinpoints=[[side, side]],
     )
     model = hf.LlavaNextVideoForConditionalGeneration(config).eval()
-    assert_same(*encode(model, "get_video_features", pixel_values_videos=torch.randn(2, 3, 3, side, side)))
+    assert_same(*encode(model, torch.randn(2, 3, 3, side, side), "video"))
 
 
 def test_calls_add_up():
@@ -250,6 +255,8 @@ def test_what_is_not_known_is_refused():
         vision_flops(model, model.model, [{"pixel_values": (1, 3, 28, 28)}])
     with pytest.raises(ValueError, match=r"one of pixel_values_videos, pixel_values.*got \['image_sizes'\]"):
         vision_flops(model_of("llava"), model_of("llava").model, [{"image_sizes": [(28, 28)]}])
+    with pytest.raises(ValueError, match='"image" or "video"; got \'audio\''):
+        vision_flops(model_of("llava"), model_of("llava").model, [{"pixel_values": (1, 3, 28, 28), "kind": "audio"}])
     with pytest.raises(NotImplementedError, match="no family for model_type 'llama'"):
         text = hf.LlamaModel(hf.LlamaConfig(**tiny_text()))
         vision_flops(text, text, [{"pixel_values": (1, 3, 28, 28)}])

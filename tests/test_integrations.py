@@ -123,7 +123,8 @@ def test_the_pipeline_answers_with_a_pruned_model(tmp_path):
     model, processor = load_image()
     vtprune.wrap(model, "uniform", keep_ratio=0.5)
     image = Image.new("RGB", (84, 84), (30, 120, 60))
-    chat = [{"role": "user", "content": [{"type": "image", "image": image}, {"type": "text", "text": "What color is the circle?"}]}]
+    content = [{"type": "image", "image": image}, {"type": "text", "text": "What color is the circle?"}]
+    chat = [{"role": "user", "content": content}]
     pipe = pipeline("image-text-to-text", model=model, processor=processor)
     out = pipe(text=chat, max_new_tokens=3, do_sample=False, return_full_text=False)
     assert vtprune.report(model).prefills == 1

@@ -18,12 +18,6 @@ def model_of(family: str):
     return tiny.build(family)
 
 
-def groups(n: int) -> torch.Tensor:
-    """Three rows to a group, the last row of every seventh dropped."""
-    group = torch.arange(n) // 3
-    return group
-
-
 def matrix(keep, group, weight, n) -> torch.Tensor:
     """(K, N) float64, the averaging that an assignment means, entry by entry."""
     plan = torch.zeros(len(keep), n, dtype=torch.float64)
@@ -43,7 +37,8 @@ class Groups:
 
     def answer(self, n):
         group = torch.arange(n) // 3
-        keep = torch.stack([(group == g).nonzero().flatten()[len((group == g).nonzero()) // 2] for g in range(int(group.max()) + 1)])
+        members = [(group == g).nonzero().flatten() for g in range(int(group.max()) + 1)]
+        keep = torch.stack([rows[len(rows) // 2] for rows in members])
         if n > 4:
             group[torch.arange(n)[(torch.arange(n) % 7 == 6)]] = -1
             group[keep] = torch.arange(len(keep))

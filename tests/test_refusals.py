@@ -161,7 +161,8 @@ def test_a_selection_of_another_type_is_refused():
         def select(self, tokens):
             return torch.arange(3)
 
-    with vtprune.pruned(model_of("llava"), Wrong()), pytest.raises(TypeError, match="must return a vtprune.Selection; got Tensor"):
+    message = "must return a vtprune.Selection; got Tensor"
+    with vtprune.pruned(model_of("llava"), Wrong()), pytest.raises(TypeError, match=message):
         answer(model_of("llava"), tiny.batch("llava", "one", torch.float32))
 
 
@@ -256,7 +257,8 @@ def test_signals_that_a_tower_lacks_are_refused_at_wrap():
 def test_options_teach_too():
     model = tiny.build("llava")
     vtprune.wrap(model, "fastv", keep_ratio=0.5, layer=2)
-    for changes, message in [(dict(keep_ratio=2), "KEPT"), (dict(layer=1), "not where it acts"), (dict(ratio=1), "keep_ratio")]:
+    wrong = [(dict(keep_ratio=2), "KEPT"), (dict(layer=1), "not where it acts"), (dict(ratio=1), "keep_ratio")]
+    for changes, message in wrong:
         with pytest.raises(ValueError, match=message), vtprune.options(model, **changes):
             raise AssertionError("the body must not run")
     vtprune.unwrap(model)

@@ -23,9 +23,9 @@ def wrap(
     policy:    a registered name with its options (``"fastv", keep_ratio=0.25``), or a policy object.
     positions: "original" or "compact", instead of what the policy's method does.
     strict:    False tries to detect the parts of a model whose family is unknown, warns, and tests itself.
-    Raises:    ValueError (unknown policy, wrong or impossible option, already wrapped), TypeError (not a policy, options
-               beside an object), NotImplementedError (a family or decoder that cannot be pruned). If it raises, nothing
-               has changed.
+    Raises:    ValueError (unknown policy, wrong or impossible option, already wrapped), TypeError (not a policy,
+               options beside an object), NotImplementedError (a family or decoder that cannot be pruned). If it raises,
+               nothing has changed.
     """
     from vtprune.families.base import FAMILIES, family_of
     from vtprune.families.detect import detect_family
@@ -36,7 +36,9 @@ def wrap(
     from vtprune.signals import check_needs
 
     if hasattr(model, _ATTRIBUTE):
-        raise ValueError(f"this model is already wrapped with {vars(model)[_ATTRIBUTE].plan.policy}; call vtprune.unwrap(model) first")
+        raise ValueError(
+            f"this model is already wrapped with {_pruner(model).plan.policy}; call vtprune.unwrap(model) first"
+        )
     policy = _make(policy, options)
     inner = model.get_base_model() if hasattr(model, "get_base_model") else model
     family = family_of(inner) if strict else detect_family(inner)
@@ -85,7 +87,7 @@ def options(model: nn.Module, **changes) -> Iterator[Report]:
     plan = _pruner(model).plan
     policy = plan.active()
     if not dataclasses.is_dataclass(policy):
-        raise TypeError(f"options() changes dataclass policies; {type(policy).__name__} is none: wrap the model again instead")
+        raise TypeError(f"options() changes dataclass policies; {type(policy).__name__} is none: wrap the model again")
     known = {field.name for field in dataclasses.fields(policy) if field.init}
     _check_names(type(policy).__name__, changes, known)
     if "keep_ratio" in changes and "n_keep" in known:
@@ -94,7 +96,7 @@ def options(model: nn.Module, **changes) -> Iterator[Report]:
         changes.setdefault("keep_ratio", None)
     changed = dataclasses.replace(policy, **changes)
     plan.check_override(changed)
-    token = OVERRIDES.set({**OVERRIDES.get(), id(plan): changed})
+    token = OVERRIDES.set({**(OVERRIDES.get() or {}), id(plan): changed})
     try:
         yield report(model)
     finally:
@@ -111,11 +113,17 @@ def _make(policy: str | Policy, options: dict) -> Policy:
     if isinstance(policy, str):
         return _named(policy, options)
     if options:
-        raise TypeError(f"options {sorted(options)} go with a policy name; got a {type(policy).__name__} object, which has its own")
+        raise TypeError(
+            f"options {sorted(options)} go with a policy name; got a {type(policy).__name__} object, which has its own"
+        )
     missing = [name for name in ("needs", "sites", "select") if not hasattr(policy, name)]
-    if missing or isinstance(policy, type):
-        what = f"the class {policy.__name__}; pass an instance" if isinstance(policy, type) else f"{type(policy).__name__} without {', '.join(missing)}"
-        raise TypeError(f"a policy is a registered name or an object with needs, sites and select(tokens); got {what}")
+    if isinstance(policy, type):
+        raise TypeError(f"a policy is a name or an object; got the class {policy.__name__}; pass an instance")
+    if missing:
+        raise TypeError(
+            "a policy is a registered name or an object with needs, sites and select(tokens); "
+            f"got {type(policy).__name__} without {', '.join(missing)}"
+        )
     return policy
 
 
@@ -135,5 +143,9 @@ def _check_names(name: str, options: dict, known: set[str]) -> None:
             continue
         close = difflib.get_close_matches(option, known, 1)
         owners = [n for n, c in sorted(POLICIES.items()) if option in {f.name for f in dataclasses.fields(c)}]
-        hint = f"did you mean {close[0]!r}? " if close else f"it is an option of {', '.join(owners)}. " if owners else ""
-        raise ValueError(f"policy {name!r} has no option {option!r}; {hint}its options: {', '.join(sorted(known)) or 'none'}")
+        hint = f"did you mean {close[0]!r}? " if close else ""
+        if owners and not close:
+            hint = f"it is an option of {', '.join(owners)}. "
+        raise ValueError(
+            f"policy {name!r} has no option {option!r}; {hint}its options: {', '.join(sorted(known)) or 'none'}"
+        )

@@ -1,4 +1,4 @@
-"""What a selection does to tensors: rows gathered per sample, merged rows computed, ragged batches padded on the left."""
+"""What a selection does to tensors: rows gathered by sample, merged rows made, ragged batches padded on the left."""
 
 from __future__ import annotations
 
@@ -7,10 +7,10 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-from vtprune_kernels.gather import gather_tokens
-from vtprune_kernels.merge import merge_tokens
 
 from vtprune.tokens import Selection
+from vtprune_kernels.gather import gather_tokens
+from vtprune_kernels.merge import merge_tokens
 
 
 def gather_rows(x: Tensor, index: Tensor, dim: int = -2) -> Tensor:

@@ -10,7 +10,7 @@ beams, second turns and threads do not disturb each other.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cache
 
 import torch
 from torch import Tensor
@@ -21,7 +21,7 @@ from vtprune.slots import Slots
 
 @dataclass(frozen=True)
 class Arrival:
-    """What the coming ``update`` of a pruned layer stores: kept ``columns`` (B, K) of a forward of ``length`` tokens."""
+    """What the next ``update`` of a pruned layer stores: kept ``columns`` (B, K) of a forward of ``length`` tokens."""
 
     columns: Tensor
     valid: Tensor | None
@@ -168,7 +168,7 @@ class PrunedStaticLayer(PrunedLayer):
             self.trimmed, self.shift = False, None
 
 
-@lru_cache(maxsize=None)
+@cache
 def pruned_class(plain: type) -> type:
     """The pruned subclass of a cache layer's class."""
     mixin = PrunedStaticLayer if issubclass(plain, StaticLayer) else PrunedDynamicLayer
@@ -216,8 +216,8 @@ def _twin(layer, batch: int, device: torch.device, fresh: dict) -> PrunedLayer:
     if plain is DynamicSlidingWindowLayer:
         if layer.get_seq_length():
             raise NotImplementedError(
-                f"a sliding-window cache that already holds {layer.get_seq_length()} tokens cannot be pruned: what left "
-                "the window is gone. Pass the whole conversation without past_key_values"
+                f"a sliding-window cache that already holds {layer.get_seq_length()} tokens cannot be pruned: what "
+                "left the window is gone. Pass the whole conversation without past_key_values"
             )
         # all kept tokens stay; the model's own sliding mask does the window
         plain = DynamicLayer

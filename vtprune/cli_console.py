@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,23 @@ def console(error: bool = False):
 def status(text: str):
     """A context that shows what is being done, on the error stream, if that is a terminal."""
     return console(error=True).status(printable(text))
+
+
+@contextmanager
+def still(text: str) -> Iterator[None]:
+    """Like ``status`` without the moving part, whose thread would disturb what is being timed."""
+    stream = sys.stderr
+    if not stream.isatty():
+        yield
+        return
+    stream.write(f"{printable(text)} ...")
+    stream.flush()
+    try:
+        yield
+    finally:
+        # back to the start of the line, and clear it
+        stream.write("\r\033[K")
+        stream.flush()
 
 
 def table(columns: Sequence[str], rows: Sequence[Sequence[str]], *, right: Sequence[str] = ()) -> None:

@@ -52,7 +52,7 @@ def policy_card(name: str, cls: type) -> PolicyCard:
 def split_source(text: str) -> tuple[str, str]:
     """The publication that a module docstring names, and what differs from it.
 
-    The publication ends where a line ends with a full stop and the next one begins a sentence; without a year it is none.
+    The publication ends with a line that ends with a full stop; without a year it is none.
     """
     paragraph = text.partition("\n\n")[0]
     source, mark, differs = paragraph.partition("Differs from")

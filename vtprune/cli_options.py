@@ -111,7 +111,7 @@ def in_words(kind: Any) -> str:
         each = [in_words(one) for one in inner if one is not Ellipsis] or ["text"]
         return f"a list with commas ({', '.join(each)})"
     words = {int: "an integer", float: "a number", bool: "true or false", str: "text", type(None): "none"}
-    return words.get(kind, str(kind))
+    return words.get(kind) or type_name(kind)
 
 
 def type_name(kind: Any) -> str:

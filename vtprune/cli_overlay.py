@@ -39,8 +39,8 @@ def draw_report(report: Report, images: Sequence[Image.Image], inputs: Mapping, 
         kept = report.kept(0, index)
         if len(kept) != len(images):
             raise UserError(
-                f"the processor made {len(kept)} images of {len(images)} pictures (tiles), and which tile shows what is "
-                "known to it only; there is no overlay of this model. The numbers above hold"
+                f"the processor made {len(kept)} images of {len(images)} pictures (tiles), and which tile shows what "
+                "is known to it only; there is no overlay of this model. The numbers hold"
             )
         for row, (picture, one) in enumerate(zip(seen, kept, strict=True)):
             drawn[row].append(overlay(picture, one))

@@ -40,14 +40,15 @@ def run(arguments: argparse.Namespace) -> int:
 
 def card_json(card) -> dict[str, Any]:
     """A card as plain values; sets and other defaults that JSON does not have as text."""
-    options = [{**dataclasses.asdict(option), "default": _plain(option.default)} for option in card.options]
+    options = [{**dataclasses.asdict(option), "default": plain_value(option.default)} for option in card.options]
     return {**dataclasses.asdict(card), "options": options}
 
 
-def _plain(value: Any) -> Any:
+def plain_value(value: Any) -> Any:
+    """A value that JSON has: sequences become lists, and what it does not have its text."""
     if value is None or isinstance(value, (bool, int, float, str)):
         return value
-    return [_plain(one) for one in value] if isinstance(value, (tuple, list)) else str(value)
+    return [plain_value(one) for one in value] if isinstance(value, (tuple, list)) else str(value)
 
 
 def _print_table(cards) -> None:

@@ -6,7 +6,7 @@ import dataclasses
 from typing import Any
 
 from vtprune.cli_measure import Look, Times, agreement, middle, middle_ratio
-from vtprune.cli_policies import shown
+from vtprune.cli_policies import plain_value, shown
 from vtprune.report import Report
 from vtprune.tokens import site_name
 
@@ -14,10 +14,7 @@ from vtprune.tokens import site_name
 def pruned_numbers(look: Look, times: Times, report: Report) -> dict[str, Any]:
     """What was measured of the pruned model, and what its report computes (``*_predicted``, ``flops*``)."""
     before, after = report.tokens[0]
-    sites = [
-        {"site": site_name(record.site), "before": record.before[0], "after": record.after[0]}
-        for record in report.sites
-    ]
+    sites = [{"site": site_name(one.site), "before": one.before[0], "after": one.after[0]} for one in report.sites]
     return {
         "answer": look.answer,
         "visual_tokens": after,
@@ -68,13 +65,8 @@ def compared(pruned: Look, plain: Look, pruned_times: Times, plain_times: Times)
 
 def policy_values(name: str, policy: object) -> dict[str, Any]:
     """A policy and its options as plain values."""
-    options = {}
-    if dataclasses.is_dataclass(policy):
-        values = {field.name: getattr(policy, field.name) for field in dataclasses.fields(policy) if field.init}
-        plain = (bool, int, float, str, type(None))
-        options = {
-            k: list(v) if isinstance(v, tuple) else v if isinstance(v, plain) else str(v) for k, v in values.items()
-        }
+    fields = dataclasses.fields(policy) if dataclasses.is_dataclass(policy) else ()
+    options = {field.name: plain_value(getattr(policy, field.name)) for field in fields if field.init}
     return {"name": name, "options": options}
 
 
@@ -89,11 +81,11 @@ def print_result(result: dict[str, Any]) -> None:
     say(f"policy    {policy['name']}{f' ({options})' if options else ''}")
     say(f"question  {result['prompt']}")
     answers = {"unpruned": plain, "pruned": pruned}
-    for name, text in [(name, one["answer"]) for name, one in answers.items() if one] + [
-        ("right", result["right_answer"])
-    ]:
-        if text is not None:
-            say(f"{name:<8}  {text or '(nothing)'}", style="bold")
+    for name, one in answers.items():
+        if one is not None:
+            say(f"{name:<8}  {one['answer'] or '(nothing)'}", style="bold")
+    if result["right_answer"] is not None:
+        say(f"right     {result['right_answer']}", style="bold")
     say("")
     columns = ("", "unpruned", "pruned", "pruned / unpruned") if plain else ("", "pruned")
     rows = _rows(pruned, plain, result["comparison"])
@@ -119,12 +111,7 @@ def _rows(pruned: dict, plain: dict | None, comparison: dict | None) -> list[tup
         ("each later token, ms", _ms(plain.get("token_ms")), _ms(pruned["token_ms"]), _ratio(ratio.get("token_ratio"))),
         ("selecting (in prefill), ms", "-", _ms(pruned["selector_ms"]), ""),
         ("KV cache, bytes", _count(plain.get("kv_bytes")), _count(pruned["kv_bytes"]), _ratio(ratio.get("kv_ratio"))),
-        (
-            "decoder FLOPs of the prefill, selecting included",
-            engineering(whole),
-            engineering(left),
-            _ratio(left / whole),
-        ),
+        ("prefill FLOPs of decoder and selector", engineering(whole), engineering(left), _ratio(left / whole)),
         ("vision tower and projector FLOPs", *[engineering(pruned["flops_vision"])] * 2, ""),
     ]
 
@@ -133,14 +120,12 @@ def _remarks(result: dict[str, Any]) -> list[str]:
     lines = [f"note: {text}" for text in result["pruned"]["notes"]]
     comparison = result["comparison"]
     if comparison and comparison["agreement"] is not None:
-        lines.append(
-            f"\nThe next-token distributions agree to {100 * comparison['agreement']:.1f} % (1 - total variation)."
-        )
+        agree = f"{100 * comparison['agreement']:.1f} %"
+        lines.append(f"\nThe distributions of the first answer token agree to {agree} (1 - total variation distance).")
     if result["runs"]:
-        lines.append(
-            f"Times are medians of {result['runs']} runs each, {result['timed_tokens']} tokens, after a warm-up; prefill is "
-            "the time to the first token, vision tower included."
-        )
+        runs = f"{result['runs']} runs of {result['timed_tokens']} tokens"
+        lines.append(f"Times are medians of {runs}; ratios are medians over pairs of runs.")
+        lines.append("Prefill is the time to the first token, vision tower included.")
     return lines
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import functools
+import logging
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
@@ -117,7 +118,7 @@ def answer(arguments: argparse.Namespace, policy: Any, images: list, prompt: str
     """The result as plain values, and a function that draws the overlay (None if none is wanted)."""
     import torch
 
-    from vtprune.cli_console import note, status
+    from vtprune.cli_console import note, status, still
     from vtprune.cli_measure import Times, look, time_variants
     from vtprune.cli_prompt import make_inputs, unknown_words
     from vtprune.models import load
@@ -140,7 +141,7 @@ def answer(arguments: argparse.Namespace, policy: Any, images: list, prompt: str
                 report = found or report
         times = {name: Times() for name in variants}
         if arguments.runs != 0:
-            with status("measuring"):
+            with still("measuring"):
                 times = time_variants(loaded, inputs, variants, arguments.max_new_tokens, arguments.runs)
     if report.last is None:
         raise UserError(
@@ -201,17 +202,17 @@ def _draw(arguments: argparse.Namespace, report, images: list, inputs, loaded) -
 @contextmanager
 def quiet_transformers() -> Iterator[None]:
     """No progress bars and no advice of transformers meanwhile; errors are ours to tell."""
-    from transformers.utils import logging
+    from transformers.utils import logging as advice
 
-    level, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
-    logging.set_verbosity_error()
-    logging.disable_progress_bar()
+    level, bars = advice.get_verbosity(), advice.is_progress_bar_enabled()
+    advice.set_verbosity_error()
+    advice.disable_progress_bar()
     try:
         yield
     finally:
-        logging.set_verbosity(level)
+        advice.set_verbosity(level)
         if bars:
-            logging.enable_progress_bar()
+            advice.enable_progress_bar()
 
 
 @contextmanager
@@ -219,9 +220,16 @@ def notes_instead_of_warnings() -> Iterator[None]:
     """Warnings of vtprune become notes of one line on the error stream; those of other packages are left out."""
     from vtprune.cli_console import note
 
-    with warnings.catch_warnings(record=True) as caught:
-        warnings.simplefilter("always")
-        yield
+    # Pillow tells its logger about damage that it then raises
+    pillow = logging.getLogger("PIL")
+    level = pillow.level
+    pillow.setLevel(logging.CRITICAL)
+    try:
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            yield
+    finally:
+        pillow.setLevel(level)
     own = Path(__file__).parent
     for warning in caught:
         if own in Path(warning.filename).parents:

@@ -12,7 +12,7 @@ from torch import Tensor
 def with_attention(config: Any, implementation: str) -> Any:
     """A shallow copy of ``config`` that names another attention implementation; ``config`` itself stays as it is.
 
-    The public property would pass the name on to sub-configs, which the copy shares with the model (5.0 to 5.23).
+    The public property would pass the name on to sub-configs, which the copy shares with the model (seen in 5.23).
     """
     changed = copy.copy(config)
     changed.__dict__["_attn_implementation_internal"] = implementation
@@ -22,7 +22,7 @@ def with_attention(config: Any, implementation: str) -> Any:
 def attention_window(attn: Any) -> int | None:
     """How many tokens back an attention module sees, itself included; None: all. As it tells its attention function.
 
-    Some modules hold it themselves, Mistral's and its like read it from the config (5.0 to 5.23).
+    Some modules hold it themselves, Mistral's and its like read it from the config (seen in 5.23).
     """
     if not getattr(attn, "is_sliding", True):
         return None

@@ -111,7 +111,7 @@ def _paint(picture: Image.Image, kept: Kept, view: int, frame: int) -> Image.Ima
 
 
 def _lines(pixels: np.ndarray, clear: np.ndarray, rows: np.ndarray, columns: np.ndarray, thick: int) -> None:
-    """Draws thin lines between dropped cells, and borders of ``thick`` pixels around kept ones, on dropped pixels only."""
+    """Draws lines between dropped cells, and borders of ``thick`` pixels around kept ones, on dropped pixels only."""
     thin = np.zeros_like(clear)
     thin[rows[1:-1]] = True
     thin[:, columns[1:-1]] = True

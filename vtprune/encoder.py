@@ -16,7 +16,7 @@ from vtprune.families.base import Source
 from vtprune.vision_signals import COLLECTED, spread_signals
 
 _NOTE = "_vtprune_sources"
-_PENDING: ContextVar[Mapping[str, int]] = ContextVar("vtprune_encoded", default={})
+_PENDING: ContextVar[Mapping[str, int] | None] = ContextVar("vtprune_encoded", default=None)
 
 
 class Recorder:
@@ -32,6 +32,9 @@ class Recorder:
 
     def __call__(self, *args, **kwargs):
         call = self.__wrapped__
+        if COLLECTED.get() is not None:
+            # Qwen3-VL encodes videos through its images' method; only the outer call counts
+            return call(*args, **kwargs)
         collected: dict = {}
         token = COLLECTED.set(collected)
         try:
@@ -43,7 +46,7 @@ class Recorder:
             arguments = inspect.signature(call).bind(*args, **kwargs).arguments
             arguments = {**arguments, **arguments.pop("kwargs", {})}
             setattr(output, _NOTE, self._sources(arguments, features, collected))
-            _PENDING.set({**_PENDING.get(), self.kind: sum(len(feature) for feature in features)})
+            _PENDING.set({**(_PENDING.get() or {}), self.kind: sum(len(feature) for feature in features)})
             self.pruner.encoded(self.kind, getattr(output, _NOTE), arguments)
         return output
 
@@ -64,7 +67,7 @@ def encoded_sources(outputs: Mapping | None) -> dict[str, list[Source]]:
 
 def check_chunks(outputs: Mapping | None) -> None:
     """Raises NotImplementedError when a forward gets only a slice of what was encoded, as chunked prefill does."""
-    pending = _PENDING.get()
+    pending = _PENDING.get() or {}
     for kind, output in (outputs or {}).items():
         features = getattr(output, "pooler_output", None)
         if features is None or hasattr(output, _NOTE):
@@ -72,8 +75,8 @@ def check_chunks(outputs: Mapping | None) -> None:
         held = sum(len(feature) for feature in features)
         if held < pending.get(kind, 0):
             raise NotImplementedError(
-                f"this forward gets {held} of {pending[kind]} encoded {kind} tokens: chunked prefill would ask the policy "
-                "for every chunk apart. Call generate with prefill_chunk_size=None"
+                f"this forward gets {held} of {pending[kind]} encoded {kind} tokens: chunked prefill would ask the "
+                "policy for every chunk apart. Call generate with prefill_chunk_size=None"
             )
     if outputs:
-        _PENDING.set({})
+        _PENDING.set(None)

@@ -90,7 +90,7 @@ def _width(config: Any) -> int:
 
 def _heads(config: Any) -> tuple[int, int, int]:
     """Query heads, key heads and head size; a config without ``num_key_value_heads`` has as many as query heads."""
-    n_query = _number(config, "num_attention_heads")
+    n_query = _number(config, "num_attention_heads", "num_heads")
     n_key = getattr(config, "num_key_value_heads", None) or n_query
     size = getattr(config, "head_dim", None) or _width(config) // n_query
     return n_query, n_key, size

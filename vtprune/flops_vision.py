@@ -35,9 +35,11 @@ def vision_flops(model: nn.Module, base: nn.Module, calls: Sequence[Mapping[str,
     """FLOPs of the vision tower and the projector in encoder calls; weights are counted in the modules themselves.
 
     model: whose family is registered; base: the part of it that owns ``get_image_features``.
-    calls: the arguments of each call of ``get_image_features`` or ``get_video_features``, by name. For pixels a shape
-           will do. Idefics3 and SmolVLM skip pictures that are all zero, which only a tensor shows: given a shape,
-           all of them are counted.
+    calls: the arguments of each call of ``get_image_features`` or ``get_video_features``, by name, and under "kind"
+           which of them it was, "image" or "video". Without a kind, ``pixel_values_videos`` tells a video, which is not
+           enough in transformers 5.9. Calls that such a call makes itself (Qwen3-VL's for videos) are not to be listed.
+           For pixels a shape will do. Idefics3 and SmolVLM skip pictures that are all zero, which only a tensor shows:
+           given a shape, all of them are counted.
 
     Equal to ``torch.utils.flop_counter`` to the last operation for llava (CLIP, SigLIP and Pixtral towers), llava_next,
     llava_next_video, llava_onevision, qwen2_vl, qwen2_5_vl, qwen3_vl, internvl, idefics3, smolvlm, gemma3, paligemma,
@@ -51,7 +53,9 @@ def vision_flops(model: nn.Module, base: nn.Module, calls: Sequence[Mapping[str,
 
 
 def _call_flops(family: Family, model: nn.Module, base: nn.Module, call: Mapping[str, Any]) -> Flops:
-    kind = "image" if call.get("pixel_values_videos") is None else "video"
+    kind = call.get("kind") or ("image" if call.get("pixel_values_videos") is None else "video")
+    if kind not in ("image", "video"):
+        raise ValueError(f'the kind of an encoder call is "image" or "video"; got {kind!r}')
     towers = family.towers(model)
     tower, name = towers[kind], base.config.model_type
     if name in _GRID_FAMILIES:
@@ -111,7 +115,7 @@ def _pixel_call(
     family: Family, model: nn.Module, base: nn.Module, tower: nn.Module, kind: str, call: Mapping[str, Any]
 ) -> _Encoded:
     """Towers that take pictures as pixels: of one size, or (Pixtral) of sizes of their own inside padding."""
-    images, height, width = _pictures(family, model, call)
+    images, height, width = _pictures(family, model, kind, call)
     conv = next(module for module in tower.modules() if isinstance(module, nn.Conv2d))
     high, wide = ((n - k) // s + 1 for n, k, s in zip((height, width), conv.kernel_size, conv.stride))
     grids = [(high, wide)] * images
@@ -124,7 +128,7 @@ def _pixel_call(
     return _Encoded(images, images * high * wide, [h * w + first for h, w in grids], projected)
 
 
-def _pictures(family: Family, model: nn.Module, call: Mapping[str, Any]) -> tuple[int, int, int]:
+def _pictures(family: Family, model: nn.Module, kind: str, call: Mapping[str, Any]) -> tuple[int, int, int]:
     """Pictures that reach the tower, their height and width."""
     names = ("pixel_values_videos", "pixel_values", "pixel_values_images")
     pixels = next((call[name] for name in names if call.get(name) is not None), None)
@@ -132,7 +136,7 @@ def _pictures(family: Family, model: nn.Module, call: Mapping[str, Any]) -> tupl
         raise ValueError(f"an encoder call has one of {', '.join(names)}; got {sorted(call)}")
     shape = _shape(pixels)
     images, tiles = prod(shape[:-3]), getattr(family, "tiles", None)
-    if tiles is not None and len(shape) == 5 and call.get("pixel_values_videos") is None:
+    if tiles is not None and len(shape) == 5 and kind == "image":
         images = sum(tiles(model, call))  # the rest is padding of images with fewer crops
     elif model.config.model_type in ("idefics3", "smolvlm") and isinstance(pixels, Tensor):
         real = int((pixels != 0).flatten(0, 1).flatten(1).any(1).sum())

@@ -6,7 +6,6 @@ kept on the CPU, where they are checked; a site costs one transfer from the devi
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Mapping, Sequence
 from contextvars import ContextVar
 from dataclasses import dataclass, field
@@ -16,9 +15,10 @@ from torch import Tensor
 
 from vtprune.apply import Merge, Step, build_step
 from vtprune.cache import Arrival
-from vtprune.check import check_selection
+from vtprune.check import check_selections
 from vtprune.layout import Layout, Row
 from vtprune.report import Prefill, SiteRecord
+from vtprune.stopwatch import Stopwatch
 from vtprune.tokens import Segment, Selection, VisualTokens
 
 CURRENT: ContextVar[Forward | None] = ContextVar("vtprune_forward", default=None)
@@ -138,18 +138,17 @@ class Forward:
         hidden:  (B, P, D). signals: of sample b. shift: (B,) renumbering of earlier turns, or None.
         Returns the pruned (B, K, D), or ``hidden`` itself if everything stays.
         """
-        started = time.perf_counter()
-        selections: list[Selection | None] = []
-        for b, sample in enumerate(self.samples):
-            if not len(sample.visual):
-                selections.append(None)
-                continue
-            tokens = sample.tokens(hidden[b], site, signals(b))
-            selections.append(check_selection(self.policy.select(tokens), tokens, self.policy))
-        kept = [torch.arange(0) if s is None else s.keep.cpu() for s in selections]
-        milliseconds = 1000 * (time.perf_counter() - started)
+        lap = Stopwatch.start(hidden.device)
+        offered = [
+            sample.tokens(hidden[b], site, signals(b)) if len(sample.visual) else None
+            for b, sample in enumerate(self.samples)
+        ]
+        selections = [None if tokens is None else self.policy.select(tokens) for tokens in offered]
+        lap.stop(hidden.device)
+        kept = check_selections(selections, offered, self.policy)
         before = [len(sample.visual) for sample in self.samples]
-        self.record.sites.append(SiteRecord(site, before, [s.alive[k] for s, k in zip(self.samples, kept)], milliseconds))
+        rows = [sample.alive[keep] for sample, keep in zip(self.samples, kept, strict=True)]
+        self.record.sites.append(SiteRecord(site, before, rows, lap))
         whole = all(len(k) == n for k, n in zip(kept, before, strict=True))
         if whole and all(s is None or s.merge is None for s in selections):
             return hidden
@@ -176,7 +175,7 @@ class Forward:
         self.columns, self.valid = step.follow(self.columns), step.valid
         if self.compact:
             # a row renumbered from `start` on has moved by what was dropped before its end
-            dropped = self.length - self._counts(device)
+            dropped = self.length - self.counts(device)
             shift = dropped if shift is None else shift + dropped
         else:
             shift = None
@@ -184,14 +183,14 @@ class Forward:
         self.steps.append(step)
         self.memo.clear()
 
-    def _counts(self, device: torch.device) -> Tensor:
+    def counts(self, device: torch.device) -> Tensor:
         if self.valid is None:
             return torch.full((self.columns.shape[0],), self.columns.shape[1], device=device)
         return self.valid.sum(1)
 
     def dropped_before(self) -> Tensor:
         """(B, K): how many columns of this forward were dropped before each physical row."""
-        counts = self._counts(self.columns.device)
+        counts = self.counts(self.columns.device)
         ordinal = torch.arange(self.columns.shape[1], device=self.columns.device)[None] - (
             self.columns.shape[1] - counts[:, None]
         )

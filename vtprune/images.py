@@ -24,7 +24,8 @@ MAX_ASPECT = 200
 FORMATS = ("AVIF", "BMP", "GIF", "JPEG", "JPEG2000", "MPO", "PNG", "PPM", "TIFF", "WEBP")
 
 # what Pillow's decoders raise on damaged files
-_DAMAGE = (OSError, SyntaxError, ValueError, TypeError, KeyError, IndexError, EOFError, OverflowError, struct.error)
+_DAMAGE = (OSError, EOFError, SyntaxError, ValueError, TypeError, LookupError, ArithmeticError, RuntimeError)
+_DAMAGE += (struct.error,)
 
 
 class ImageError(ValueError):
@@ -56,13 +57,15 @@ def read_image(path: str | Path, max_pixels: int = MAX_PIXELS) -> Image.Image:
         raise ImageError(f"{path} cannot be opened as a picture: {_reason(error)}") from error
     with image:
         _check_size(path, image, max_pixels)
-        if getattr(image, "n_frames", 1) > 1 and image.format != "MPO":
-            warnings.warn(f"{path} is animated; the first of its {image.n_frames} frames is read", stacklevel=2)
         try:
+            frames = 1 if image.format == "MPO" else getattr(image, "n_frames", 1)
             image.load()
-            return to_rgb(ImageOps.exif_transpose(image))
+            picture = to_rgb(ImageOps.exif_transpose(image))
         except _DAMAGE as error:
             raise ImageError(f"{path} is damaged or incomplete: {_reason(error)}. Save or download it again") from error
+    if frames > 1:
+        warnings.warn(f"{path} is animated; the first of its {frames} frames is read", stacklevel=2)
+    return picture
 
 
 def _check_file(path: Path) -> None:
@@ -144,7 +147,7 @@ def seen_images(images: Sequence[Image.Image], inputs: Mapping, processor) -> li
     if pixels.dim() != 4 or len(pixels) != count:
         raise ValueError(
             f"{count} pictures went in as pixels of shape {tuple(inputs['pixel_values'].shape)}: which tile shows what "
-            "is known to that processor only. Switch its tiling off (do_image_splitting, crop_to_patches, do_pan_and_scan)"
+            "is known to that processor only. Switch tiling off (do_image_splitting, crop_to_patches, do_pan_and_scan)"
         )
     shown = [_colours(one, getattr(processor, "image_processor", processor)) for one in pixels]
     if sizes is None:

@@ -47,7 +47,7 @@ class InsideSite:
         middle = state.pop("residual") + (output[0] if isinstance(output, tuple) else output)
         signals = functools.partial(self.pruner.sight.signals, forward, inside(self.index), self.index, middle, kwargs)
         n_steps = len(forward.steps)
-        shortened = forward.prune(inside(self.index), middle, signals, self.pruner._shift(kwargs, self.index))
+        shortened = forward.prune(inside(self.index), middle, signals, self.pruner.arguments.shift(kwargs, self.index))
         if len(forward.steps) > n_steps:
             state.update(middle=shortened, length=middle.shape[1])
 

@@ -7,7 +7,15 @@ from torch import Tensor
 
 
 def narrow_mask(
-    mask, columns: Tensor | None, positions: Tensor, valid: Tensor | None, n: int, start: int, total: int, kind: str, dtype: torch.dtype
+    mask,
+    columns: Tensor | None,
+    positions: Tensor,
+    valid: Tensor | None,
+    n: int,
+    start: int,
+    total: int,
+    kind: str,
+    dtype: torch.dtype,
 ):
     """The mask of one layer.
 

@@ -12,20 +12,10 @@ EMBEDDED = "embedded"
 """The name of the model that ships with vtprune."""
 
 # what weights that are not safetensors are called
-_OTHER_WEIGHTS = {
-    ".bin",
-    ".pt",
-    ".pth",
-    ".ckpt",
-    ".pkl",
-    ".pickle",
-    ".npz",
-    ".npy",
-    ".h5",
-    ".msgpack",
-    ".gguf",
-    ".onnx",
-}
+_OTHER_WEIGHTS = frozenset(".bin .pt .pth .ckpt .pkl .pickle .npz .npy .h5 .msgpack .gguf .onnx".split())
+# what tokenizers and picture processors are saved as
+_TOKENIZERS = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "spiece.model", "tekken.json")
+_PROCESSORS = ("processor_config.json", "preprocessor_config.json")
 _HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+")
 
 
@@ -48,14 +38,12 @@ def model_folder(name: str | Path) -> Path:
     if folder.is_dir():
         return folder
     if folder.is_file():
-        convert = _pickled([folder])
-        raise ModelError(
-            f"{name} is a file; give the folder that holds it, with config.json and the processor{convert}"
-        )
+        pickled = _pickled([folder])
+        raise ModelError(f"{name} is a file{pickled or '; give the folder that holds it, with config.json beside it'}")
     if _HUB_NAME.fullmatch(str(name)):
         raise ModelError(
-            f"there is no folder {name}; vtprune loads folders and downloads nothing. If it is a name on the Hugging Face "
-            f"Hub: hf download {name} --local-dir {folder.name}, then --model {folder.name}"
+            f"there is no folder {name}; vtprune loads folders and downloads nothing. If it is a name on the Hugging "
+            f"Face Hub: hf download {name} --local-dir {folder.name}, then --model {folder.name}"
         )
     raise ModelError(
         f"there is no folder {name}; give a model folder (config.json, *.safetensors, processor) or 'embedded'"
@@ -72,9 +60,13 @@ def check_folder(folder: Path) -> None:
     if not isinstance(model_type, str):
         raise ModelError(f"{folder}/config.json names no model_type; this is no folder of a transformers model")
     check_family(model_type, str(folder))
-    weights = _weight_files(folder)
-    for path in weights:
+    for path in _weight_files(folder):
         _check_weights(path)
+    for what, names in (("tokenizer", _TOKENIZERS), ("picture processor", _PROCESSORS)):
+        if not any((folder / name).is_file() for name in names):
+            raise ModelError(f"{folder} has no {what} ({' or '.join(names[:2])}); copy it from where the model is from")
+    if (folder / "tokenizer.json").is_file():
+        _json(folder, "tokenizer.json")
 
 
 def check_family(model_type: str, where: str) -> None:
@@ -92,17 +84,13 @@ def check_family(model_type: str, where: str) -> None:
 def _json(folder: Path, name: str) -> dict:
     path = folder / name
     if not path.is_file():
-        adapter = (folder / "adapter_config.json").is_file()
-        hint = (
-            "it holds an adapter: merge it into its base model and save that"
-            if adapter
-            else "give a folder that has one"
-        )
-        raise ModelError(f"{folder} has no {name}; {hint}")
+        if (folder / "adapter_config.json").is_file():
+            raise ModelError(f"{folder} holds an adapter; merge it into its base model and give the folder of that")
+        raise ModelError(f"{folder} has no {name}; give the folder of a model, as save_pretrained writes it")
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        raise ModelError(f"{path} cannot be read: {one_line(error)}; save or download it again") from error
+        raise ModelError(f"{path} cannot be read: {brief(error)}; save or download it again") from error
     if not isinstance(content, dict):
         raise ModelError(f"{path} holds a {type(content).__name__}, not an object; save or download it again")
     return content
@@ -113,11 +101,11 @@ def _weight_files(folder: Path) -> list[Path]:
     found = sorted(folder.glob("*.safetensors"))
     if not found:
         others = sorted(path for path in folder.iterdir() if path.suffix.lower() in _OTHER_WEIGHTS)
-        raise ModelError(f"{folder} has no *.safetensors{_pickled(others) or '; give a folder with the weights'}")
+        raise ModelError(f"{folder} has no *.safetensors{_pickled(others) or '; give a folder that holds the weights'}")
     if (folder / "model.safetensors").is_file() or not (folder / "model.safetensors.index.json").is_file():
         return found
     shards = _json(folder, "model.safetensors.index.json").get("weight_map")
-    shards = sorted(set(shards.values())) if isinstance(shards, dict) else []
+    shards = sorted({str(name) for name in shards.values()}) if isinstance(shards, dict) else []
     missing = [name for name in shards if not (folder / name).is_file()]
     if missing or not shards:
         what = f"{len(missing)} of {len(shards)} files of weights are missing: {', '.join(missing[:3])}"
@@ -130,8 +118,8 @@ def _pickled(paths: list[Path]) -> str:
     if not named:
         return ""
     return (
-        f", but {', '.join(named[:3])}: vtprune reads safetensors only, because pickled weights can run code. Where you "
-        "trust the file, load it with transformers and model.save_pretrained(folder), which writes safetensors"
+        f"; {', '.join(named[:3])}: vtprune reads safetensors only, never pickles, which can run code. Where you trust "
+        "the file, load it with transformers and convert it to safetensors with model.save_pretrained(folder)"
     )
 
 
@@ -146,11 +134,10 @@ def _check_weights(path: Path) -> None:
             if not len(tensors.keys()):
                 raise ModelError(f"{path} holds no tensors; save or download it again")
     except (SafetensorError, OSError) as error:
-        raise ModelError(
-            f"{path} is damaged or no safetensors: {one_line(error)}; save or download it again"
-        ) from error
+        raise ModelError(f"{path} is damaged or no safetensors: {brief(error)}; save or download it again") from error
 
 
-def one_line(error: BaseException, limit: int = 300) -> str:
-    text = " ".join(str(error).split()).rstrip(".;: ")
+def brief(error: BaseException, limit: int = 240) -> str:
+    """The text of another library's error, on one line and not too long, to be put into one of ours."""
+    text = " ".join(str(error).split()).rstrip(".;: ") or type(error).__name__
     return text if len(text) <= limit else text[: limit - 3] + "..."

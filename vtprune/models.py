@@ -13,7 +13,7 @@ import torch
 from safetensors import SafetensorError
 from torch import nn
 
-from vtprune.model_folder import EMBEDDED, ModelError, check_folder, model_folder, one_line
+from vtprune.model_folder import EMBEDDED, ModelError, brief, check_folder, model_folder
 
 DTYPES = ("auto", "float32", "bfloat16", "float16")
 ATTENTION = ("sdpa", "eager", "flash_attention_2", "flex_attention")
@@ -93,24 +93,19 @@ def load_processor(folder: Path):
     """The processor of a folder: tokenizer and image processor. Raises ModelError."""
     from transformers import AutoProcessor
 
-    tokenizer = folder / "tokenizer.json"
-    if tokenizer.is_file():
-        _json(folder, "tokenizer.json")
     try:
         processor = AutoProcessor.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
     except ImportError as error:
-        library = next(
-            (name for name in ("torchvision", "num2words", "sentencepiece") if name in str(error).lower()), None
-        )
-        hint = f"pip install {library}" if library else "install what it names"
-        if library == "torchvision":
+        named = [name for name in ("torchvision", "num2words", "sentencepiece") if name in str(error).lower()]
+        hint = f"pip install {named[0]}" if named else "install what it names"
+        if named[:1] == ["torchvision"]:
             hint += " (the version that fits your torch)"
         raise ModelError(
-            f"the processor of {folder} needs a package that is missing: {one_line(error)}; {hint}"
+            f"the processor of {folder} needs a package that is missing: {brief(error)}; {hint}"
         ) from error
     except (OSError, ValueError, TypeError, AttributeError, KeyError) as error:
         raise ModelError(
-            f"{folder} holds no processor that can be loaded: {one_line(error)}; it needs tokenizer.json, "
+            f"{folder} holds no processor that can be loaded: {brief(error)}; it needs tokenizer.json, "
             "tokenizer_config.json and processor_config.json (or preprocessor_config.json) of its model"
         ) from error
     if not hasattr(processor, "image_processor") or not hasattr(processor, "tokenizer"):
@@ -137,13 +132,13 @@ def load_weights(folder: Path, dtype: torch.dtype | str, attention: str | None =
             **more,
         )
     except SafetensorError as error:
-        raise ModelError(f"the weights in {folder} are damaged: {one_line(error)}; download them again") from error
+        raise ModelError(f"the weights in {folder} are damaged: {brief(error)}; download them again") from error
     except (ImportError, OSError, ValueError, TypeError, KeyError, RuntimeError) as error:
-        raise ModelError(f"{folder} cannot be loaded: {one_line(error)}") from error
+        raise ModelError(f"{folder} cannot be loaded: {brief(error)}") from error
     missing = sorted(info["missing_keys"])
     if missing:
         raise ModelError(
-            f"{folder} lacks {len(missing)} weights that {type(model).__name__} has, for instance {missing[0]}; they would "
-            "be random. Check that config.json belongs to these weights"
+            f"{folder} lacks {len(missing)} weights of {type(model).__name__}, for instance {missing[0]}, which would "
+            "be random; check that config.json belongs to these weights"
         )
     return model

@@ -11,7 +11,7 @@ from vtprune.families.base import Family
 from vtprune.policies.base import Policy
 from vtprune.tokens import BEFORE_LLM, site_name
 
-OVERRIDES: ContextVar[dict[int, Policy]] = ContextVar("vtprune_overrides", default={})
+OVERRIDES: ContextVar[dict[int, Policy] | None] = ContextVar("vtprune_overrides", default=None)
 """Policies that ``vtprune.options`` put in place of a plan's own, by the id of the plan."""
 
 
@@ -42,13 +42,13 @@ class Plan:
             self.inside.add(layer)
         elif layer + 1 < self.depth:
             self.before.setdefault(layer + 1, []).append(site)
-            self.moved[site] = f"layers of {type(decoder).__name__} have another layout; served before layer {layer + 1}"
+            self.moved[site] = f"{type(decoder).__name__} has layers of another layout; served before layer {layer + 1}"
         else:
-            self.moved[site] = f"layers of {type(decoder).__name__} have another layout and no layer follows; not served"
+            self.moved[site] = f"{type(decoder).__name__} has layers of another layout and none follows; not served"
 
     def active(self) -> Policy:
         """The policy in force in this context."""
-        return OVERRIDES.get().get(id(self), self.policy)
+        return (OVERRIDES.get() or {}).get(id(self), self.policy)
 
     def positions(self, policy: Policy) -> str:
         """ "original" or "compact" for this policy."""

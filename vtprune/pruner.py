@@ -15,19 +15,18 @@ import torch
 from torch import Tensor, nn
 
 from vtprune import compat
-from vtprune.apply import gather_rows, scatter_rows
-from vtprune.cache import PrunedDynamicLayer, PrunedLayer, PrunedStaticLayer, live_layer, prune_layer
+from vtprune.apply import scatter_rows
+from vtprune.cache import PrunedLayer, PrunedStaticLayer, live_layer
 from vtprune.encoder import Recorder, check_chunks, encoded_sources
 from vtprune.families.base import Family, Source
 from vtprune.forward import CURRENT, Forward
 from vtprune.inside import InsideSite
 from vtprune.layout import build_layout
 from vtprune.masks import narrow_mask
+from vtprune.narrow import LayerArguments
 from vtprune.plan import Plan
 from vtprune.report import Report
 from vtprune.sight import Sight
-
-KNOWN_ARGUMENTS = {"hidden_states", "attention_mask", "position_embeddings", "position_ids", "past_key_values", "use_cache"}
 
 
 class Pruner:
@@ -43,6 +42,7 @@ class Pruner:
             for module in (self.base, self.decoder, self.layers[0])
         }
         self.report = Report(model, family, plan)
+        self.arguments = LayerArguments(self.decoder, family)
         self.sight = Sight(self)
         self.handles: list = []
         self.overrides: list[tuple[nn.Module, str]] = []
@@ -183,121 +183,38 @@ class Pruner:
         forward = CURRENT.get()
         if forward is None or forward.owner is not self:
             return None
-        # the usual decode step: nothing was left ragged and the model needs no mask
-        if forward.layout is None and forward.plain and kwargs.get("attention_mask") is None:
-            return None
+        if forward.layout is None:
+            # the usual decode step: nothing was left ragged and the model needs no mask
+            if forward.plain and kwargs.get("attention_mask") is None:
+                return None
+            return self._enter_decode(forward, index, args, kwargs)
         bound = dict(self._bind(self.layers[0], args, kwargs))
         hidden = bound.pop("hidden_states")
         if forward.layout is not None:
             for site in self.plan.before.get(index, ()):
                 signals = functools.partial(self.sight.signals, forward, site, index, hidden, bound)
-                hidden = forward.prune(site, hidden, signals, self._shift(bound, index))
+                hidden = forward.prune(site, hidden, signals, self.arguments.shift(bound, index))
             if index in self.plan.inside:
                 forward.inside["residual"] = hidden
-        narrowed = self._narrow(forward, index, hidden, bound)
+        narrowed = self.arguments.prefill(forward, index, hidden, bound)
         if narrowed is None:
             return None
         return (hidden,), narrowed
 
-    def _shift(self, bound: Mapping, index: int) -> Tensor | None:
+    def _enter_decode(self, forward: Forward, index: int, args: tuple, kwargs: dict):
+        """A forward without visual tokens on a pruned cache: the mask is narrowed, positions renumbered if need be."""
+        bound = self._bind(self.layers[0], args, kwargs)
         cache = bound.get("past_key_values")
         layer = live_layer(cache, index) if cache is not None else None
-        if isinstance(layer, PrunedDynamicLayer):
-            return layer.slots.shift
-        return getattr(layer, "shift", None)
-
-    def _narrow(self, forward: Forward, index: int, hidden: Tensor, bound: dict) -> dict | None:
-        """The layer's other arguments for the physical rows; None if they stay as they are."""
-        cache = bound.get("past_key_values")
-        layer = live_layer(cache, index) if cache is not None else None
-        if forward.columns is not None:
-            if cache is not None:
-                layer = prune_layer(cache, index, hidden.shape[0], hidden.device, forward.fresh)
-                layer.arrival = forward.arrival
-            self._check_arguments(bound, forward)
-        elif not isinstance(layer, PrunedLayer):
+        if not isinstance(layer, PrunedLayer):
             return None
-        out = dict(bound)
-        out["attention_mask"] = self._mask(forward, index, layer, hidden, bound.get("attention_mask"))
-        shift = forward.arrival.shift if forward.arrival is not None else self._shift(bound, index)
+        bound = dict(bound)
+        hidden = bound.pop("hidden_states")
+        bound["attention_mask"] = self.arguments.mask(forward, index, layer, hidden, bound.get("attention_mask"))
+        shift = layer.shift if isinstance(layer, PrunedStaticLayer) else layer.slots.shift
         if shift is not None:
-            out["position_embeddings"] = self._renumbered(forward, index, hidden, bound, shift)
-        elif forward.columns is not None:
-            out["position_embeddings"] = self._gathered(forward, bound.get("position_embeddings"))
-        if forward.columns is not None:
-            ids = bound.get("position_ids")
-            out["position_ids"] = gather_rows(ids, forward.columns, -1) if self.family.reads_position_ids else None
-            for name, dim in self.family.tokenwise.items():
-                if isinstance(bound.get(name), Tensor):
-                    out[name] = gather_rows(bound[name], forward.columns, dim)
-        return out
-
-    def _mask(self, forward: Forward, index: int, layer, hidden: Tensor, mask):
-        n, length = hidden.shape[1], forward.length
-        kind, device = compat.attention_kind(self.decoder.config), hidden.device
-        if isinstance(layer, PrunedStaticLayer):
-            # slots that hold nothing are hidden in every case, also when all rows keep the same number
-            positions, valid = layer.coming_tensors(n)
-            return narrow_mask(mask, forward.columns, positions, valid, n, layer.logical_length, 0, kind, hidden.dtype)
-        slots = layer.coming(n) if layer is not None else None
-        window = compat.window(self.decoder, index)
-        if window and "flash" in kind and (slots.length if slots is not None else length) > window:
-            raise NotImplementedError(
-                f"layer {index} of {type(self.decoder).__name__} sees a window of {window} tokens, which FlashAttention counts "
-                "in pruned tokens. Load the model with attn_implementation='sdpa', where the window is exact"
-            )
-        key = (id(slots), id(mask), device)
-        if key not in forward.memo:
-            if slots is None:
-                positions, valid, start = forward.columns, forward.valid, 0
-            else:
-                (positions, valid), start = slots.materialize(), slots.length - length
-            positions = positions.to(device)
-            valid = None if valid is None else valid.to(device)
-            columns = None if forward.columns is None else forward.columns.to(device)
-            narrow = narrow_mask(mask, columns, positions, valid, n, start, start + length, kind, hidden.dtype)
-            # the keys are addresses, so what they belong to is kept alive beside the answer
-            forward.memo[key] = (narrow, slots, mask)
-        return forward.memo[key][0]
-
-    def _gathered(self, forward: Forward, tables):
-        if tables is None:
-            return None
-        device = tables[0].device if isinstance(tables, tuple) else tables.device
-        key = ("rotary", id(tables), device)
-        if key not in forward.memo:
-            columns = forward.columns.to(device)
-            gathered = (
-                tuple(gather_rows(table, columns) for table in tables)
-                if isinstance(tables, tuple)
-                else gather_rows(tables, columns)
-            )
-            forward.memo[key] = (gathered, tables)
-        return forward.memo[key][0]
-
-    def _renumbered(self, forward: Forward, index: int, hidden: Tensor, bound: Mapping, shift: Tensor):
-        """Rotary tables for positions without gaps (``positions="compact"``)."""
-        key = ("compact", id(shift), compat.layer_type(self.decoder, index), hidden.device)
-        if key not in forward.memo:
-            ids, shift = bound["position_ids"].expand(hidden.shape[0], -1), shift.to(hidden.device)
-            if forward.columns is None:
-                ids = ids - shift[:, None]
-            else:
-                earlier = shift - (forward.length - forward._counts(shift.device))
-                ids = ids.gather(1, forward.columns) - forward.dropped_before() - earlier[:, None]
-            forward.memo[key] = (compat.rotary(self.decoder, index, hidden, ids.clamp(min=0)), shift)
-        return forward.memo[key][0]
-
-    def _check_arguments(self, bound: Mapping, forward: Forward) -> None:
-        for name, value in bound.items():
-            if name in KNOWN_ARGUMENTS or name in self.family.tokenwise or not isinstance(value, Tensor):
-                continue
-            if value.dim() and forward.length in value.shape:
-                raise NotImplementedError(
-                    f"decoder layers of {type(self.decoder).__name__} take {name!r} of shape {tuple(value.shape)}, which "
-                    f"may hold one entry for each of the {forward.length} tokens; vtprune does not know how to prune it. "
-                    f"List it in `tokenwise` of {type(self.family).__name__} in vtprune/families/"
-                )
+            bound["position_embeddings"] = self.arguments.renumbered(forward, index, hidden, bound, shift)
+        return (hidden,), bound
 
     def _enter_compiled_layer(self, index: int, args: tuple, kwargs: dict):
         """A decode step inside torch.compile; the prefill is never compiled by ``generate``."""
@@ -334,9 +251,9 @@ def refuse_compiled_prefill(bound: Mapping) -> None:
     length = (ids if ids is not None else embeds).shape[1]
     if length > 1:
         raise NotImplementedError(
-            f"vtprune cannot prune inside a compiled forward of {length} tokens: torch.compile would freeze one selection "
-            "into the graph. Use generate(..., cache_implementation='static'), which compiles the decode steps only, or "
-            "call the model uncompiled"
+            f"vtprune cannot prune inside a compiled forward of {length} tokens: torch.compile would freeze one "
+            "selection into the graph. Use generate(..., cache_implementation='static'), which compiles the decode "
+            "steps only, or call the model uncompiled"
         )
 
 

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from vtprune import flops
 from vtprune.flops_vision import vision_flops
 from vtprune.layout import Layout
+from vtprune.stopwatch import Stopwatch
 from vtprune.tokens import site_name
 
 
@@ -20,13 +21,18 @@ class SiteRecord:
     site:         where.
     before:       visual tokens offered to the policy, by sample.
     kept:         by sample the rows that stay, (k,) int64, counted in the sample's offered visual tokens.
-    milliseconds: spent on signals and selecting, all samples together.
+    lap:          from before the signals to after the selecting, all samples together.
     """
 
     site: float
     before: list[int]
     kept: list[Tensor]
-    milliseconds: float
+    lap: Stopwatch
+
+    @property
+    def milliseconds(self) -> float:
+        """Spent on signals and selecting, all samples together."""
+        return self.lap.milliseconds
 
     @property
     def after(self) -> list[int]:
@@ -205,14 +211,19 @@ class Report:
                         rows = 1 if need.name == "last_query_attention" else len(row.text)
                         length = self.last.lengths[b][layer.index]
                         keys = length[0] if isinstance(length, tuple) else length
-                        total = total + flops.attention_rows_flops(self._text_config, rows, keys, layer.peek)
+                        total = total + self._row_flops(rows, keys, layer.peek or self.last.kv_bytes is None)
         return total
+
+    def _row_flops(self, rows: int, keys: int, whole: bool) -> flops.Flops:
+        # a layer's queries, keys and values are projected together: of all tokens before it ran, of some rows after
+        more = {"query_rows": keys, "value_rows": keys} if whole else {"value_rows": 2 * rows}
+        return flops.attention_rows_flops(self._text_config, rows, keys, whole, **more)
 
     @property
     def flops_vision(self) -> flops.Flops:
-        """FLOPs of vision tower and projector for the last prefill's images and videos; pruning does not change them."""
+        """FLOPs of vision tower and projector for the last prefill's images and videos; pruning leaves them alone."""
         base = self._family.base(self._model)
-        return vision_flops(self._model, base, [call for _, call in self.vision_calls])
+        return vision_flops(self._model, base, [{**call, "kind": kind} for kind, call in self.vision_calls])
 
     @property
     def flops_fastv(self) -> int:

@@ -57,7 +57,9 @@ def _compare(model: nn.Module, family: Family, decoder: nn.Module, site: float, 
     try:
         got = family.base(model)(input_ids=ids, use_cache=False).last_hidden_state[:, [0, 1, 4, 5]]
     except (TypeError, ValueError, RuntimeError, IndexError, KeyError, AttributeError) as error:
-        raise NotImplementedError(f"the self-test of {name} failed: {error}. Write a family: see vtprune/families/base.py") from error
+        raise NotImplementedError(
+            f"the self-test of {name} failed: {error}. Write a family: see vtprune/families/base.py"
+        ) from error
     finally:
         pruner.close()
     if not pruner.report.prefills:
@@ -67,8 +69,9 @@ def _compare(model: nn.Module, family: Family, decoder: nn.Module, site: float, 
     off = float((got - expected).abs().max())
     if not off <= tolerance:
         raise NotImplementedError(
-            f"the self-test of {name} failed: dropped tokens are off masked ones by {off:.2g}, allowed is {tolerance:.2g}. "
-            "Its layers depend on something that vtprune does not prune. Write a family: see vtprune/families/base.py"
+            f"the self-test of {name} failed: dropped tokens are off masked ones by {off:.2g}, allowed is "
+            f"{tolerance:.2g}. Its layers depend on something that vtprune does not prune. "
+            "Write a family: see vtprune/families/base.py"
         )
 
 

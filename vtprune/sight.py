@@ -33,7 +33,9 @@ class Sight:
         return pairs
 
     def _watched(self) -> set[int]:
-        rows = [row_layer(need, site) for need in self.needs if need.in_decoder for site in self.pruner.plan.policy.sites]
+        rows = [
+            row_layer(need, site) for need in self.needs if need.in_decoder for site in self.pruner.plan.policy.sites
+        ]
         return {row.index for row in rows if row is not None and not row.peek}
 
     def _watch(self, index: int, module: nn.Module, args: tuple, kwargs: dict) -> None:
@@ -45,7 +47,9 @@ class Sight:
         inputs = {**kwargs, "hidden_states": args[0]} if args else kwargs
         forward.captured[index] = (inputs, forward.columns)
 
-    def signals(self, forward: Forward, site: float, index: int, hidden: Tensor, bound: Mapping, b: int) -> dict[str, Tensor]:
+    def signals(
+        self, forward: Forward, site: float, index: int, hidden: Tensor, bound: Mapping, b: int
+    ) -> dict[str, Tensor]:
         """What sample ``b`` sees at ``site``, served in layer ``index`` whose hidden states and arguments are given."""
         found = {}
         for need in self.needs:
@@ -74,7 +78,7 @@ class Sight:
     def _peek(self, forward: Forward, index: int, hidden: Tensor, bound: Mapping) -> None:
         key = ("peek", index)
         if forward.captured.get(key) is None:
-            narrowed = self.pruner._narrow(forward, index, hidden, dict(bound)) or bound
+            narrowed = self.pruner.arguments.prefill(forward, index, hidden, dict(bound)) or bound
             inputs = {**narrowed, "hidden_states": self.pruner.layers[index].input_layernorm(hidden)}
             forward.captured[key] = (inputs, forward.columns)
 
@@ -115,7 +119,7 @@ class Sight:
             return None
         if not peek:
             return stored
-        plain = {k: v for k, v in inputs.items() if k in ("hidden_states", "position_embeddings")}
+        plain = {k: v for k, v in inputs.items() if k in ("hidden_states", "position_embeddings", "position_ids")}
         (call,) = attention_inputs(attn, attention_mask=None, **plain)
         return torch.cat([stored, call.key], 2)
 

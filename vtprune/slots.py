@@ -1,4 +1,4 @@
-"""What the physical slots of a pruned cache layer hold: logical positions, shared by all layers that were pruned alike."""
+"""What the physical slots of a pruned cache layer hold: shared by all layers that were pruned alike."""
 
 from __future__ import annotations
 
@@ -18,7 +18,9 @@ class Slots:
     A decode step only counts: ``append`` returns the same successor to every layer that shares this object.
     """
 
-    def __init__(self, positions: Tensor, valid: Tensor | None, length: int, tail: int = 0, shift: Tensor | None = None):
+    def __init__(
+        self, positions: Tensor, valid: Tensor | None, length: int, tail: int = 0, shift: Tensor | None = None
+    ):
         self.positions, self.valid, self.length, self.tail, self.shift = positions, valid, length, tail, shift
         self._memo: tuple | None = None
 
@@ -82,7 +84,9 @@ class Slots:
                     f"crop(-{n}) would cut into pruned visual tokens; only tokens after the last image can be removed "
                     "from a pruned cache. Start again from the prompt"
                 )
-            return Slots(positions[:, :keep], None if valid is None else valid[:, :keep], self.length - n, 0, self.shift)
+            return Slots(
+                positions[:, :keep], None if valid is None else valid[:, :keep], self.length - n, 0, self.shift
+            )
 
         return self._once("crop", n, build)
 

@@ -167,7 +167,7 @@ def register(family: type[Family]) -> type[Family]:
 
 
 def family_of(model: nn.Module) -> Family:
-    """The registered family of a model. Raises NotImplementedError that names it, the known ones and the file to write."""
+    """The registered family of a model. Raises NotImplementedError that names the known ones and the file to write."""
     model_type = getattr(getattr(model, "config", None), "model_type", None)
     if model_type not in FAMILIES:
         raise NotImplementedError(

@@ -37,7 +37,9 @@ class LlavaNext(Family):
 
     def pack(self, model: nn.Module, arguments: Mapping, tiles: Sequence[Tensor], newline: Tensor) -> list[Tensor]:
         """The model's own arrangement of crops into prompt order, for any (crops, n, C) and a (C,) newline value."""
-        strategy = arguments.get("vision_feature_select_strategy") or self.base(model).config.vision_feature_select_strategy
+        strategy = (
+            arguments.get("vision_feature_select_strategy") or self.base(model).config.vision_feature_select_strategy
+        )
         packed, _ = self.base(model).pack_image_features(
             tiles, arguments["image_sizes"], vision_feature_select_strategy=strategy, image_newline=newline
         )

@@ -1,0 +1,590 @@
+"""The command line: its numbers are those of the model, its errors are one line, its help needs no model."""
+
+import json
+import os
+import subprocess
+import sys
+from dataclasses import fields
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+import vtprune
+import vtprune.embedded
+from tests import model_folder
+from vtprune import cli, cli_run
+from vtprune.cli import main
+from vtprune.cli_console import printable, write_json
+from vtprune.cli_docs import entries, policy_card, split_source
+from vtprune.cli_error import UserError, one_line
+from vtprune.cli_measure import Times, agreement, middle_ratio, time_variants, timed_tokens
+from vtprune.cli_options import make_policy, parse_value, type_name
+from vtprune.cli_prompt import make_inputs, split_prompt
+from vtprune.cli_result import engineering
+from vtprune.families.base import FAMILIES
+from vtprune.models import load
+from vtprune.policies.base import POLICIES
+
+ROOT = Path(__file__).parents[1]
+VISUAL = model_folder.GRID**2
+QUICK = ("--runs", "0", "--max-new-tokens", "3")
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return model_folder.write(tmp_path_factory.mktemp("models") / "tiny")
+
+
+def noise(height: int, width: int, seed: int = 0) -> Image.Image:
+    return Image.fromarray(np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8))
+
+
+@pytest.fixture(scope="module")
+def picture(tmp_path_factory):
+    path = tmp_path_factory.mktemp("pictures") / "picture.png"
+    noise(56, 56).save(path)
+    return path
+
+
+@pytest.fixture
+def run(folder, picture, capsys):
+    """``vtprune run`` on the tiny folder, in this process: the JSON it writes."""
+
+    def call(*more, quick=True) -> dict:
+        argv = ["run", "--model", folder, "--image", picture, "--prompt", "what color is this ?", "--json"]
+        assert main([str(part) for part in (*argv, *(QUICK if quick else ()), *more)]) == 0
+        return json.loads(capsys.readouterr().out)
+
+    return call
+
+
+def failed(capsys, *argv) -> str:
+    """The one line that a wrong command line prints."""
+    assert main([str(part) for part in argv]) == 2
+    out, err = capsys.readouterr()
+    assert out == "" and err.endswith("\n") and err.count("\n") == 1 and err.startswith("vtprune: ")
+    assert "Traceback" not in err
+    return err
+
+
+def prompt_tokens(words: int, images: int = 1) -> int:
+    return model_folder.TEMPLATE_TOKENS + words + images * VISUAL
+
+
+# ----------------------------------------------------------------------------------------- the numbers of vtprune run
+
+
+@pytest.mark.parametrize("ratio", [0.05, 0.25, 0.5, 0.73])
+def test_tokens_and_bytes(run, ratio):
+    """Oracle: round(n * ratio), and keys and values counted by hand: four layers, of which two see fewer tokens."""
+    result = run("--policy", "fastv", "--keep-ratio", ratio, "--compare")
+    pruned, kept, length = result["pruned"], round(VISUAL * ratio), prompt_tokens(words=5)
+    assert (pruned["visual_tokens_before"], pruned["visual_tokens"]) == (VISUAL, kept)
+    assert pruned["sites"] == [{"site": "layer 2", "before": VISUAL, "after": kept}]
+    each = 2 * model_folder.KEY_HEADS * model_folder.HEAD_SIZE * 4
+    assert pruned["kv_bytes"] == pruned["kv_bytes_predicted"] == each * (4 * length - 2 * (VISUAL - kept))
+    assert result["unpruned"]["kv_bytes"] == pruned["kv_bytes_unpruned_predicted"] == each * 4 * length
+    assert result["comparison"]["kv_ratio"] == pruned["kv_bytes"] / result["unpruned"]["kv_bytes"]
+    assert 0 < pruned["flops"] < pruned["flops_unpruned"]
+    assert result["policy"]["options"]["keep_ratio"] == ratio and result["policy"]["options"]["layer"] == 2
+
+
+def test_keeping_everything_agrees_exactly(run):
+    result = run("--keep-ratio", 1, "--compare")
+    assert result["comparison"]["agreement"] == 1 and result["comparison"]["same_answer"]
+    assert result["pruned"]["answer"] == result["unpruned"]["answer"]
+    assert result["pruned"]["kv_bytes"] == result["unpruned"]["kv_bytes"]
+
+
+def test_answers_and_agreement_are_those_of_the_model(run, folder, picture):
+    """Oracle: the processor, ``generate`` and ``vtprune.wrap`` called by hand; the distance by another formula."""
+    result = run("--policy", "random", "--n-keep", 3, "--option", "layer=1", "--seed", 5, "--compare")
+    loaded = load(folder)
+    prompt = "<bos> user <image> what color is this ? assistant"
+    inputs = loaded.processor(images=Image.open(picture), text=prompt, return_tensors="pt")
+    settings = {"max_new_tokens": 3, "do_sample": False, "return_dict_in_generate": True, "output_logits": True}
+    outputs = [loaded.model.generate(**inputs, **settings)]
+    vtprune.wrap(loaded.model, "random", n_keep=3, layer=1, seed=5)
+    outputs.append(loaded.model.generate(**inputs, **settings))
+    start = inputs["input_ids"].shape[1]
+    answers = [loaded.processor.decode(out.sequences[0, start:], skip_special_tokens=True) for out in outputs]
+    assert [result["unpruned"]["answer"], result["pruned"]["answer"]] == answers
+    p, q = (out.logits[0][0].softmax(-1) for out in outputs)
+    both = torch.minimum(p, q).sum()
+    assert 0 < both < 0.999 and result["comparison"]["agreement"] == pytest.approx(float(both), abs=1e-5)
+
+
+def test_without_compare_there_is_nothing_unpruned(run):
+    result = run()
+    assert result["unpruned"] is None and result["comparison"] is None and result["right_answer"] is None
+    assert result["runs"] == 0 and result["pruned"]["prefill_ms"] is None
+    assert result["model"]["parameters"] == model_folder.build_model().num_parameters()
+    assert (result["model"]["dtype"], result["model"]["model_type"]) == ("float32", "llava")
+
+
+def test_times_are_measured(run):
+    result = run("--runs", 3, "--compare", "--max-new-tokens", 4, quick=False)
+    pruned, unpruned, compared = result["pruned"], result["unpruned"], result["comparison"]
+    assert result["runs"] == 3 and result["timed_tokens"] == 4
+    assert min(pruned["prefill_ms"], pruned["token_ms"], unpruned["prefill_ms"], unpruned["token_ms"]) > 0
+    assert 0 < pruned["selector_ms"] < pruned["prefill_ms"]
+    assert compared["prefill_ratio"] > 0 and compared["token_ratio"] > 0
+
+
+def test_two_pictures(run, tmp_path):
+    """The budget is shared by picture; the order in the prompt is that of the files."""
+    second = tmp_path / "second.png"
+    noise(80, 60, 1).save(second)
+    result = run("--image", second, "--prompt", "what is <image> and <image>", "--keep-ratio", 0.25)
+    assert result["pruned"]["visual_tokens_before"] == 2 * VISUAL and result["pruned"]["visual_tokens"] == VISUAL // 2
+    assert [image["size"] for image in result["images"]] == [[56, 56], [60, 80]]
+
+
+def test_positions_and_policy_options_arrive(run):
+    result = run("--policy", "vtc_cls", "--option", "layers=-2", "--option", "score_dtype=float32")
+    assert result["positions"] == "compact"
+    assert result["policy"]["options"] | {"layers": [-2], "score_dtype": "float32"} == result["policy"]["options"]
+    assert run("--policy", "vtc_cls", "--option", "layers=-2", "--positions", "original")["positions"] == "original"
+
+
+def test_overlay(run, tmp_path):
+    """Oracle: as many cells of the drawing equal the enlarged picture as the JSON says were kept."""
+    target = tmp_path / "kept.png"
+    result = run("--keep-ratio", 0.3, "--overlay", target)
+    drawn, large = np.array(Image.open(target)), np.array(noise(56, 56)).repeat(12, 0).repeat(12, 1)
+    assert drawn.shape[0] > 672 == drawn.shape[1] == large.shape[1], "the picture, and a caption below"
+    side = 672 // model_folder.GRID
+    cells = [np.s_[r * side : (r + 1) * side, c * side : (c + 1) * side] for r in range(8) for c in range(8)]
+    same = sum(np.array_equal(drawn[cell], large[cell]) for cell in cells)
+    assert same == result["pruned"]["visual_tokens"] == round(0.3 * VISUAL)
+    assert result["overlay"] == str(target)
+
+
+def test_overlay_of_two_pictures(run, tmp_path):
+    """A row for each picture."""
+    second, target = tmp_path / "second.png", tmp_path / "kept.webp"
+    noise(56, 112, 1).save(second)
+    run("--image", second, "--overlay", target)
+    assert Image.open(target).size[0] == 672 and Image.open(target).size[1] > 2 * 672
+
+
+def test_json_to_a_file_leaves_the_tables(folder, picture, tmp_path, capsys):
+    target = tmp_path / "result.json"
+    argv = ["run", "--model", folder, "--image", picture, "--prompt", "what is this ?", "--json", target, *QUICK]
+    assert main([*map(str, argv), "--compare"]) == 0
+    out, err = capsys.readouterr()
+    result = json.loads(target.read_text())
+    for text in ("question  what is this ?", "unpruned", "layer 2", f"{result['pruned']['kv_bytes']:,}", "agree to"):
+        assert text in out
+    assert err == "" and "\x1b" not in out and all(line == line.rstrip() for line in out.splitlines())
+
+
+def test_without_arguments_there_is_an_example(folder, monkeypatch, capsys):
+    """The bundled picture, its question and right answer, unpruned beside pruned, and what this is."""
+    monkeypatch.setattr(vtprune.embedded, "image_path", lambda: folder)
+    monkeypatch.setattr(cli_run, "_HELLO", "Hello, this is an example.")
+    assert main(["run", "--runs", "1"]) == 0
+    out, err = capsys.readouterr()
+    _, question, right = vtprune.embedded.example()
+    assert question in out and f"right     {right}" in out and "Hello, this is an example." in out
+    assert "unpruned" in out and "pruned / unpruned" in out and "1 runs of 8 tokens" in out
+    assert "does not know these words" in err and "green?" not in err, "green and ? are words of the tiny model"
+
+
+def test_a_folder_without_a_chat_template(tmp_path, picture, capsys):
+    folder = model_folder.write(tmp_path / "plain", template=None)
+    argv = ["run", "--model", folder, "--image", picture, "--prompt", "what is this ?", "--json", *QUICK]
+    assert main([str(part) for part in argv]) == 0
+    assert json.loads(capsys.readouterr().out)["pruned"]["visual_tokens_before"] == VISUAL
+
+
+def test_an_animation_is_a_note_and_no_error(run, folder, tmp_path, capsys):
+    frames = [noise(20, 20, seed) for seed in range(3)]
+    frames[0].save(tmp_path / "a.gif", save_all=True, append_images=frames[1:])
+    argv = ["run", "--model", folder, "--image", tmp_path / "a.gif", "--prompt", "what is this ?", "--json", *QUICK]
+    assert main([str(part) for part in argv]) == 0
+    out, err = capsys.readouterr()
+    assert json.loads(out)["images"][0]["size"] == [20, 20]
+    assert err == f"note: {tmp_path / 'a.gif'} is animated; the first of its 3 frames is read\n"
+
+
+# --------------------------------------------------------------------------------------------------- wrong lines
+
+RUN_ERRORS = [
+    (["--keep-ratio", "75"], "keep_ratio is the fraction of visual tokens KEPT, in (0, 1]; got 75"),
+    (["--keep-ratio", "0"], "in (0, 1]; got 0"),
+    (["--keep-ratio", "-1"], "in (0, 1]; got -1"),
+    (["--keep-ratio", "nan"], "in (0, 1]; got nan"),
+    (["--keep-ratio", "a"], "in (0, 1]; got 'a'"),
+    (["--n-keep", "0"], "1 or more; got 0"),
+    (["--n-keep", "2.5"], "an integer of 1 or more; got '2.5'"),
+    (["--keep-ratio", "0.5", "--n-keep", "3"], "--keep-ratio or --n-keep, not both; got 0.5 and 3"),
+    (["--keep-ratio", "0.5", "--option", "keep_ratio=0.4"], "keep_ratio is given twice"),
+    (["--option", "layer=1", "--option", "layer=2"], "'layer' is given twice: 1 and '2'"),
+    (["--policy", "fastvv"], "unknown policy 'fastvv'; did you mean 'fastv'? known: "),
+    (["--policy", "none", "--keep-ratio", "0.5"], "policy 'none' has no option 'keep_ratio'"),
+    (["--option", "foo=1"], "policy 'fastv' has no option 'foo'"),
+    (["--option", "seed=1"], "policy 'fastv' has no option 'seed'; it is an option of "),
+    (["--option", "layer=two"], "layer is an integer; got 'two'"),
+    (["--option", "layer"], "--option takes name=value, for instance --option layer=2; got 'layer'"),
+    (["--option", "=2"], "--option takes name=value"),
+    (["--option", "layer=__import__('os').getcwd()"], "layer is an integer"),
+    (["--option", "budget=mine"], "budget is one of 'segment', 'prompt'; got 'mine'"),
+    (["--positions", "both"], "--positions is original or compact; got 'both'"),
+    (["--device", "gpu"], "there is no device 'gpu'; there are auto, cpu"),
+    (["--dtype", "int8"], "unknown dtype 'int8'; known: auto, float32"),
+    (["--max-new-tokens", "0"], "--max-new-tokens is 1 or more; got 0"),
+    (["--max-new-tokens", "many"], "invalid int value: 'many'"),
+    (["--runs", "-1"], "--runs is 0 (no times) or more; got -1"),
+    (["--prompt", " "], "--prompt is a question in words; got ' '"),
+    (["--overlay", "/no/such/folder/x.png"], "--overlay cannot write /no/such/folder/x.png: there is no folder"),
+    (["--overlay", "."], "--overlay writes .png, .jpg, .jpeg, .webp; got ."),
+    (["--overlay", "kept.pdf"], "--overlay writes .png, .jpg, .jpeg, .webp; got kept.pdf"),
+    (["--json", "/no/such/folder/x.json"], "--json cannot write /no/such/folder/x.json"),
+    (["--json", "/"], "--json takes a file; / is a folder"),
+    (["--model", "llava-hf/llava-1.5-7b-hf"], "downloads nothing"),
+    (["--model", "/no/such/model"], "there is no folder /no/such/model"),
+    (["--image", "/no/such.png"], "there is no file /no/such.png"),
+    (["--image", "/"], "/ is a folder; give picture files"),
+    (["--bogus"], "unrecognized arguments: --bogus; see vtprune --help"),
+    (["--keep"], "unrecognized arguments: --keep"),
+]
+
+
+@pytest.mark.parametrize(("argv", "fragment"), RUN_ERRORS, ids=[" ".join(argv) for argv, _ in RUN_ERRORS])
+def test_a_mistake_is_told_in_one_line(argv, fragment, picture, capsys):
+    """Before a model is loaded: there is none to be had under the name given here."""
+    assert fragment in failed(capsys, "run", "--image", picture, "--model", "/no/such/model", *argv)
+
+
+def test_mistakes_that_the_model_must_tell(folder, picture, capsys):
+    start = ["run", "--model", folder, "--image", picture, "--prompt"]
+    line = failed(capsys, *start, "what is this ?", "--option", "layer=99")
+    assert "this decoder has layers 0 to 3" in line
+    line = failed(capsys, *start, "what is <image> and <image> ?")
+    assert "the prompt has 2 places <image> and there are 1 pictures" in line
+    line = failed(capsys, *start, "what is this ?", "--policy", "vtc_cls", "--option", "layers=7")
+    assert "7" in line
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")
+def test_an_overlay_that_may_not_be_written(picture, tmp_path, capsys):
+    tmp_path.chmod(0o500)
+    assert "Permission denied" in failed(capsys, "run", "--image", picture, "--overlay", tmp_path / "x.png")
+
+
+def test_an_overlay_does_not_replace_its_picture(picture, capsys):
+    before = picture.read_bytes()
+    line = failed(capsys, "run", "--image", picture, "--overlay", picture)
+    assert "would replace the picture itself" in line and picture.read_bytes() == before
+
+
+def test_checking_a_target_leaves_nothing_behind_and_nothing_changed(tmp_path, picture, capsys):
+    old, new = tmp_path / "old.json", tmp_path / "new.json"
+    old.write_text("precious")
+    for target in (old, new):
+        failed(capsys, "run", "--model", "/no/such/model", "--image", picture, "--json", target)
+    assert old.read_text() == "precious" and not new.exists()
+
+
+@pytest.mark.parametrize(
+    ("argv", "fragment"),
+    [
+        (["polices"], "unknown command 'polices'; did you mean 'policies'? commands: run, policies, families"),
+        (["policies", "fastvv"], "unknown policy 'fastvv'; did you mean 'fastv'?"),
+        (["--bogus"], "COMMAND"),
+        (["families", "llava"], "unrecognized arguments: llava"),
+    ],
+)
+def test_other_mistakes(argv, fragment, capsys):
+    assert fragment in failed(capsys, *argv)
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "said"),
+    [
+        (KeyboardInterrupt(), 130, ""),
+        (BrokenPipeError(), 1, ""),
+        (NotImplementedError("not\nyet"), 2, "vtprune: not yet\n"),
+        (OSError(28, "No space left on device"), 2, "vtprune: [Errno 28] No space left on device\n"),
+        (ValueError(""), 2, "vtprune: ValueError\n"),
+    ],
+)
+def test_exit_codes(error, code, said, monkeypatch, capsys):
+    def fail(arguments):
+        raise error
+
+    monkeypatch.setattr("vtprune.cli_families.run", fail)
+    assert main(["families"]) == code
+    assert capsys.readouterr() == ("", said)
+    if code == 2:
+        with pytest.raises(type(error)):
+            main(["families", "--traceback"])
+
+
+def test_a_mistake_of_ours_is_no_user_error(monkeypatch):
+    """An error that no wrong input causes keeps its traceback."""
+
+    def fail(arguments):
+        raise AssertionError("a bug")
+
+    monkeypatch.setattr("vtprune.cli_families.run", fail)
+    with pytest.raises(AssertionError):
+        main(["families"])
+
+
+# ----------------------------------------------------------------------------------------- policies, families, help
+
+
+def test_policies_as_json(capsys):
+    """Oracle: the registry."""
+    assert main(["policies", "--json"]) == 0
+    cards = {card["name"]: card for card in json.loads(capsys.readouterr().out)}
+    assert sorted(cards) == sorted(POLICIES)
+    for name, cls in POLICIES.items():
+        card = cards[name]
+        defaults = {field.name: field.default for field in fields(cls) if field.init}
+        assert {option["name"] for option in card["options"]} == set(defaults)
+        assert card["title"].endswith(".") and card["summary"]
+        for option in card["options"]:
+            default = defaults[option["name"]]
+            plain = list(default) if isinstance(default, tuple) else default
+            assert option["default"] == plain or not isinstance(default, (int, float, str, tuple))
+            assert option["help"], f"{name} does not say what {option['name']} is"
+    assert "arXiv:2403.06764" in cards["fastv"]["source"] and cards["random"]["source"] == ""
+
+
+def test_policies_as_tables(capsys):
+    assert main(["policies"]) == 0
+    out = capsys.readouterr().out
+    assert all(f"\n{name} " in out for name in POLICIES) and "arXiv:2403.06764" in out
+    assert main(["policies", "fastv"]) == 0
+    out = capsys.readouterr().out
+    assert "layer" in out and "the first decoder layer that sees the shorter sequence." in out and "Differs from" in out
+
+
+def test_families(capsys):
+    assert main(["families", "--json"]) == 0
+    found = {one["model_type"]: one for one in json.loads(capsys.readouterr().out)}
+    assert found.keys() == FAMILIES.keys() and found["qwen3_vl"]["family"] == "Qwen3VL"
+    assert all(one["summary"].endswith(".") for one in found.values())
+    assert main(["families"]) == 0
+    out = capsys.readouterr().out
+    assert all(f"\n{name} " in out for name in FAMILIES)
+
+
+@pytest.mark.parametrize("argv", [["--help"], ["run", "--help"], ["policies", "--help"], ["families", "--help"]])
+def test_help(argv, capsys):
+    assert main(argv) == 0
+    out, err = capsys.readouterr()
+    assert "usage: vtprune" in out and err == ""
+
+
+def test_version(capsys):
+    assert main(["--version"]) == 0 and capsys.readouterr().out == f"vtprune {vtprune.__version__}\n"
+
+
+def test_no_command_shows_the_help(capsys):
+    assert main([]) == 2 and "commands:" in capsys.readouterr().out
+
+
+def test_every_option_has_help_and_every_command_is_listed():
+    parser = cli.build_parser()
+    commands = next(action for action in parser._actions if hasattr(action, "choices") and action.choices)
+    assert list(commands.choices) == list(cli.COMMANDS)
+    for command in commands.choices.values():
+        assert all(action.help for action in command._actions)
+
+
+def python(*argv: str, **more: Any) -> subprocess.CompletedProcess:
+    path = os.pathsep.join([str(ROOT), str(ROOT / "kernels")])
+    env = {**os.environ, "PYTHONPATH": path, "PYTHONIOENCODING": "ascii"}
+    return subprocess.run([sys.executable, *argv], capture_output=True, text=True, env=env, cwd="/", **more)
+
+
+def test_as_a_program(folder, picture):
+    """``python -m vtprune``: nothing but JSON on the output, nothing on the error stream."""
+    argv = ("run", "--model", folder, "--image", picture, "--prompt", "what is this ?", "--json", *QUICK)
+    done = python("-m", "vtprune", *map(str, argv))
+    assert done.returncode == 0 and done.stderr == ""
+    assert json.loads(done.stdout)["pruned"]["visual_tokens"] == VISUAL // 2
+
+
+def test_the_help_loads_no_model_code_and_a_mistake_is_one_line():
+    """Oracle: the modules of a fresh interpreter after the help."""
+    code = (
+        "import sys\nfrom vtprune.cli import main\ncodes = main(['--help']), main(['run', '--keep-ratio', '75'])\n"
+        "print(codes, *sys.modules, sep='\\n')"
+    )
+    done = python("-c", code)
+    modules = done.stdout.splitlines()
+    assert "(0, 2)" in modules and done.stderr.count("\n") == 1 and "got 75" in done.stderr
+    assert not {"rich", "transformers.modeling_utils", "jinja2"} & set(modules)
+
+
+# ------------------------------------------------------------------------------------------------------- the parts
+
+
+@pytest.mark.parametrize(
+    ("text", "kind", "value"),
+    [
+        ("3", int, 3),
+        ("-3", int, -3),
+        ("1e-3", float, 0.001),
+        ("3", float | None, 3.0),
+        ("none", float | None, None),
+        ("None", int | None, None),
+        ("a b", str, "a b"),
+        ("true", bool, True),
+        ("OFF", bool, False),
+        ("prompt", Literal["segment", "prompt"], "prompt"),
+        ("2", Literal[1, 2], 2),
+        ("1,2, 3", tuple[int, ...], (1, 2, 3)),
+        ("(-4,-3)", tuple[int, ...], (-4, -3)),
+        ("5", tuple[int, ...], (5,)),
+        ("5,", tuple[int, ...], (5,)),
+        ("()", tuple[int, ...], ()),
+        ("1,0.5", tuple[int, float], (1, 0.5)),
+        ("[0.25]", list[float], [0.25]),
+        ("auto", int | str, "auto"),
+        ("7", str | int, 7),
+        ("1,2", tuple[int, ...] | None, (1, 2)),
+    ],
+)
+def test_values_from_text(text, kind, value):
+    parsed = parse_value(text, kind, "x")
+    assert parsed == value and type(parsed) is type(value)
+
+
+@pytest.mark.parametrize(
+    ("text", "kind", "allowed"),
+    [
+        ("3.5", int, "an integer"),
+        ("", int, "an integer"),
+        ("x", float | None, "a number or none"),
+        ("maybe", bool, "true or false"),
+        ("1,b", tuple[int, ...], "a list with commas (an integer)"),
+        ("1", tuple[int, int], "a list with commas (an integer, an integer)"),
+        ("c", Literal["a", "b"], "one of 'a', 'b'"),
+        ("{}", dict, "dict"),
+    ],
+)
+def test_values_that_are_none(text, kind, allowed):
+    with pytest.raises(UserError) as error:
+        parse_value(text, kind, "x")
+    assert str(error.value).startswith(f"x is {allowed}") and str(error.value).endswith(f"got {text!r}")
+
+
+def test_types_in_words():
+    assert type_name(int) == "int" and type_name(float | None) == "float | None"
+    assert type_name(tuple[int, ...]) == "tuple[int, ...]" and type_name(Literal["a", "b"]) == "a | b"
+
+
+def test_the_seed_goes_to_policies_that_have_one():
+    assert make_policy("random", seed=9).seed == 9
+    assert make_policy("random", ["seed=4"], seed=9).seed == 4
+    assert make_policy("fastv", ["layer=3"], keep_ratio="0.25", seed=9) == POLICIES["fastv"](keep_ratio=0.25, layer=3)
+
+
+def test_docstrings_become_cards():
+    doc = """Does a thing.
+
+    first:         what it is,
+                   on two lines.
+    second, third: both.
+
+    No entry: because of the space.
+    """
+    assert entries(doc) == {"first": "what it is, on two lines.", "second": "both.", "third": "both."}
+    source = 'Ann and Bo, "On Tokens", ACL 2024, arXiv:2401.00001, section 3.'
+    text = source.replace("On ", "On\n") + "\nDiffers from the code: a lot.\nAnd more.\n\nX."
+    assert split_source(text) == (source, "Differs from the code: a lot. And more.")
+    assert split_source("The draw depends on the seed alone.") == ("", "")
+    card = policy_card("fastv", POLICIES["fastv"])
+    assert card.title.startswith("FastV: ") and card.source.startswith("Chen et al.") and card.source.endswith("4.1.")
+    assert card.options[-1].name == "layer" and card.options[-1].default == 2 and "``" not in str(card)
+
+
+def test_prompts_are_split_at_the_places_of_pictures():
+    assert split_prompt("what is this ?", "<image>", 2) == [None, None, "what is this ?"]
+    assert split_prompt("a <image> b <image>", "<image>", 2) == ["a", None, "b", None]
+    assert split_prompt("<image><|pad|> b", "<|pad|>", 2) == [None, None, "b"]
+    for prompt, n in (("<image>", 2), ("<image> <image>", 1)):
+        with pytest.raises(UserError, match=f"there are {n} pictures"):
+            split_prompt(prompt, "<image>", n)
+
+
+def test_pictures_go_where_the_prompt_says(folder):
+    """Oracle: the ids written out, word by word."""
+    loaded = load(folder)
+    red, blue = noise(56, 56, 1), noise(56, 56, 2)
+    inputs = make_inputs(loaded, [red, blue], "what is <image> and <image> ?")
+    words = ["<bos>", "user", "what", "is", *["<image>"] * VISUAL, "and", *["<image>"] * VISUAL, "?", "assistant"]
+    assert inputs["input_ids"][0].tolist() == [model_folder.VOCABULARY[word] for word in words]
+    alone = make_inputs(loaded, [red], "what is this ?")
+    assert torch.equal(inputs["pixel_values"][0], alone["pixel_values"][0])
+    assert alone["input_ids"].shape[1] == prompt_tokens(words=4)
+
+
+def test_agreement_of_distributions():
+    """Oracle: by hand, 1 - (|0.5 - 0.9| + |0.5 - 0.1|) / 2."""
+    even, other = torch.tensor([0.5, 0.5]).log(), torch.tensor([0.9, 0.1]).log()
+    assert agreement(even, even) == 1 and agreement(even, other) == pytest.approx(0.6)
+    assert agreement(torch.tensor([0.0, -1e9]), torch.tensor([-1e9, 0.0])) == 0
+    assert agreement(even, torch.tensor([float("nan"), 0.0])) is None
+
+
+def test_variants_are_timed_in_turn(monkeypatch):
+    order = []
+
+    class Stand:
+        def __init__(self, name):
+            self.name = name
+
+        def __enter__(self):
+            order.append(self.name)
+
+        def __exit__(self, *error):
+            pass
+
+    def once(loaded, inputs, tokens, times):
+        times.prefill.append(float(len(order)))
+
+    monkeypatch.setattr("vtprune.cli_measure._time_once", once)
+    variants = {"a": lambda: Stand("a"), "b": lambda: Stand("b")}
+    times = time_variants(None, {}, variants, 8, rounds=3)
+    assert order == ["a", "b", "b", "a", "a", "b"]
+    assert times["a"].prefill == [1, 4, 5] and times["b"].prefill == [2, 3, 6]
+    assert middle_ratio(times["b"].prefill, times["a"].prefill) == 1.2  # of 2, 0.75 and 1.2
+    order.clear()
+    assert len(time_variants(None, {}, variants, 8)["a"].prefill) == 9, "quick ones are repeated"
+    monkeypatch.setattr("vtprune.cli_measure.SECONDS", -1.0)
+    assert len(time_variants(None, {}, variants, 8)["a"].prefill) == 3, "slow ones too, but not often"
+    assert middle_ratio(Times().prefill, Times().prefill) is None
+    assert [timed_tokens(n) for n in (1, 2, 5, 100)] == [2, 2, 5, 8]
+
+
+def test_numbers_for_people():
+    assert [engineering(n) for n in (None, 0, 999, 1234567, 999_600, 2.5e15)] == [
+        "-",
+        "0",
+        "999",
+        "1.23 M",
+        "1 M",
+        "2.5 P",
+    ]
+
+
+def test_a_terminal_is_not_steered_by_what_a_model_says():
+    assert printable("a\x1b[31mb\nc\u202e") == "a\ufffd[31mb\nc\ufffd"
+    assert one_line(ValueError("a\n  b\x1b[2J\u202e")) == "a b?[2J?"
+
+
+def test_json_knows_no_nan(tmp_path):
+    with pytest.raises(ValueError, match="JSON"):
+        write_json({"x": float("nan")}, str(tmp_path / "x.json"))
+    assert not (tmp_path / "x.json").exists()
