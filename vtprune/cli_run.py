@@ -50,10 +50,11 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Answers, measures, prints, draws."""
+    policy = check(arguments)
+    # transformers is loaded from here on
     from vtprune.cli_console import STDOUT, say, write_json
     from vtprune.cli_result import print_result
 
-    policy = check(arguments)
     with notes_instead_of_warnings():
         images, prompt, right = pictures_and_prompt(arguments)
         result, draw = answer(arguments, policy, images, prompt, right)

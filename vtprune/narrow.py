@@ -88,7 +88,7 @@ class LayerArguments:
         window = compat.window(self.decoder, index)
         if window and "flash" in kind and start + length > window:
             raise NotImplementedError(
-                f"layer {index} of {type(self.decoder).__name__} sees a window of {window} tokens, which FlashAttention "
+                f"layer {index} of {type(self.decoder).__name__} has a window of {window} tokens, which FlashAttention "
                 "counts in pruned tokens. Load the model with attn_implementation='sdpa', where the window is exact"
             )
         positions = positions.to(device)

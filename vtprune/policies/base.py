@@ -86,7 +86,7 @@ class ScorePolicy:
             )
 
     def count(self, n: int) -> int:
-        """How many of ``n`` tokens to keep: half rounds to even, at least 1, at most n. The one rounding of keep_ratio."""
+        """How many of ``n`` tokens to keep: half rounds to even, at least 1, at most n; the only rounding of it."""
         wanted = self.n_keep if self.n_keep is not None else round(n * self.keep_ratio)
         return min(n, max(1, wanted))
 

@@ -1,0 +1,72 @@
+# An environment, the main job and the tests, from a checkout:
+#
+#   make run               the main job, `vtprune run`; its options in ARGS="..."
+#   make test              the tests; pytest's options in ARGS="..."
+#   make lint              ruff: rules and format
+#   make bench-engine      the engine's benchmark; its options in ARGS="..."
+#   make clean             removes the environment and what was built
+#
+# The environment is made once and renewed when pyproject.toml or the constraints change. To override, by name:
+#
+#   PYTHON=python3.12      the interpreter that makes the environment (the pins are for 3.11: see CONSTRAINTS)
+#   VENV=/tmp/env          where the environment is, without spaces
+#   CONSTRAINTS=           no pins: the newest versions that pyproject.toml allows; or another file of pins
+#   TORCH="torch==2.11.*"  installed together with the rest, for instance the torch that suits a CUDA driver
+#   VENV_FLAGS=--system-site-packages   uses the packages that are installed already, for instance torch with its CUDA
+#   PIP_FLAGS="-q"         further options of pip install
+#   JOBS=2                 processes of `make test`
+#
+# On a machine with a GPU the pinned torch works where its CUDA suits the driver; else, for instance,
+#   make test CONSTRAINTS= VENV_FLAGS=--system-site-packages
+# After a change of these, `make clean` first.
+
+PYTHON ?= python3
+VENV ?= .venv
+CONSTRAINTS ?= requirements/ci.txt
+TORCH ?=
+VENV_FLAGS ?=
+PIP_FLAGS ?=
+JOBS ?= 2
+ARGS ?=
+
+RUN := "$(VENV)/bin/python"
+INSTALL := $(RUN) -m pip install --disable-pip-version-check $(PIP_FLAGS) $(if $(CONSTRAINTS),-c "$(CONSTRAINTS)") $(TORCH)
+
+.PHONY: run test lint bench-engine install install-test clean
+
+run: install
+	"$(VENV)/bin/vtprune" run $(ARGS)
+
+# gpu tests are not left out but skipped, so that the summary says so
+test: install-test
+	$(RUN) -m pytest -n $(JOBS) -m "not slow" -rs $(ARGS)
+
+lint: $(VENV)/.installed-lint
+	$(RUN) -m ruff check .
+	$(RUN) -m ruff format --check .
+
+bench-engine: install
+	$(RUN) -m benchmarks.engine $(ARGS)
+
+install: $(VENV)/.installed
+
+install-test: $(VENV)/.installed-test
+
+$(VENV)/bin/python:
+	"$(PYTHON)" -m venv $(VENV_FLAGS) "$(VENV)"
+
+$(VENV)/.installed: pyproject.toml $(CONSTRAINTS) | $(VENV)/bin/python
+	$(INSTALL) -e ".[video]"
+	touch "$@"
+
+$(VENV)/.installed-test: pyproject.toml $(CONSTRAINTS) | $(VENV)/bin/python
+	$(INSTALL) -e ".[dev,kernels,video]"
+	touch "$@"
+
+$(VENV)/.installed-lint: pyproject.toml $(CONSTRAINTS) | $(VENV)/bin/python
+	$(INSTALL) "ruff>=0.12"
+	touch "$@"
+
+clean:
+	rm -rf "$(VENV)" build dist .pytest_cache .ruff_cache .hypothesis
+	find vtprune kernels benchmarks demos tests -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -1,0 +1,1 @@
+"""Measurements of vtprune; run as modules, ``python -m benchmarks.<name>``."""

@@ -1,0 +1,126 @@
+"""Made-up samples in the shapes that families deliver, and made-up signals under the names that policies ask for."""
+
+from __future__ import annotations
+
+from collections.abc import MutableMapping
+from dataclasses import dataclass
+from hashlib import blake2b
+
+import torch
+from torch import Tensor
+
+from vtprune.tokens import BEFORE_LLM, Segment, Selection, VisualTokens
+
+HEADS = 2
+
+
+@dataclass(frozen=True)
+class Source:
+    """One image or video: its views' grids, or only its length where nothing else is known."""
+
+    grids: tuple[tuple[int, int, int], ...] = ()
+    n: int = 0
+    kind: str = "image"
+
+    def coords(self) -> Tensor:
+        if not self.grids:
+            return torch.full((self.n, 4), -1)
+        places = [
+            (v, t, r, c) for v, (T, H, W) in enumerate(self.grids) for t in range(T) for r in range(H) for c in range(W)
+        ]
+        return torch.tensor(places)
+
+
+LAYOUTS: dict[str, tuple[Source, ...]] = {
+    "image": (Source(((1, 12, 12),)),),
+    "odd_image": (Source(((1, 7, 5),)),),
+    "video": (Source(((4, 6, 6),), kind="video"),),
+    "anyres": (Source(((1, 6, 6), (1, 12, 9))),),
+    "unknown": (Source(n=50),),
+    "one_token": (Source(((1, 1, 1),)),),
+    "mixed": (Source(((1, 4, 6),)), Source(((1, 3, 3),)), Source(((3, 2, 4),), kind="video"), Source(n=10)),
+}
+
+
+@dataclass(frozen=True)
+class Sample:
+    """A prompt with visual tokens, unpruned. seed: another seed is another prompt of the same layout."""
+
+    layout: str
+    seed: int = 0
+    dtype: torch.dtype = torch.float32
+    device: str = "cpu"
+    width: int = 16
+    n_text: int = 7
+
+    def __len__(self) -> int:
+        return len(self.coords())
+
+    def coords(self) -> Tensor:
+        return torch.cat([source.coords() for source in LAYOUTS[self.layout]])
+
+    def _random(self, what: str, *shape: int) -> Tensor:
+        digest = blake2b(f"{what} {self.layout} {self.seed}".encode(), digest_size=7).digest()
+        return torch.randn(*shape, generator=torch.Generator().manual_seed(int.from_bytes(digest, "little")))
+
+    def hidden(self) -> Tensor:
+        return self._random("hidden", len(self), self.width).to(self.device, self.dtype)
+
+    def signal(self, name: str) -> Tensor:
+        """A signal of the unpruned sample, (..., N): rows of a softmax over all keys, cut to the visual tokens."""
+        base, _, suffix = name.partition(":")
+        n, m = len(self), self.n_text
+        if base == "last_query_attention":
+            value = self._random(name, n + m).mul(3).softmax(-1)[:n]
+        elif base == "text_attention":
+            value = self._random(name, m, n + m).mul(3).softmax(-1)[:, :n]
+        elif base == "cls_attention":
+            layers = len(suffix.split(","))
+            value = self._random(name, layers, HEADS, n + 1).mul(3).softmax(-1)[..., 1:].to(self.dtype)
+        elif base == "vision_attention":
+            value = self._random(name, n, n).mul(3).softmax(-1).mean(0)
+        else:
+            raise NotImplementedError(
+                f"no made-up values for the signal {name!r}: add it to tests/policies/fabricate.py"
+            )
+        return value.to(self.device)
+
+    def at(
+        self,
+        site: float = BEFORE_LLM,
+        needs: frozenset[str] = frozenset(),
+        rows: Tensor | None = None,
+        memory: MutableMapping | None = None,
+    ) -> VisualTokens:
+        """What a policy sees at a site once all but ``rows`` of the visual tokens are gone."""
+        rows = torch.arange(len(self)) if rows is None else rows.cpu()
+        segments, start, alive = [], 0, 0
+        for i, source in enumerate(LAYOUTS[self.layout]):
+            stop = start + len(source.coords())
+            n = int(((rows >= start) & (rows < stop)).sum())
+            segments.append(Segment(slice(alive, alive + n), source.grids, source.kind, i))
+            start, alive = stop, alive + n
+        rows = rows.to(self.device)
+        return VisualTokens(
+            hidden=self.hidden()[rows],
+            text=self._random("text", self.n_text, self.width).to(self.device, self.dtype),
+            segments=tuple(segments),
+            signals={name: self.signal(name)[..., rows].contiguous() for name in needs},
+            site=site,
+            rows=rows,
+            coords=self.coords().to(self.device)[rows],
+            position=rows + 5,
+            seed=self.seed,
+            memory={} if memory is None else memory,
+        )
+
+
+def serve(policy, sample: Sample) -> list[tuple[VisualTokens, Selection]]:
+    """Asks a policy at each of its sites in turn, as one forward would; survivors keep their hidden states."""
+    rows, memory, served = torch.arange(len(sample), device=sample.device), {}, []
+    for site in policy.sites:
+        tokens = sample.at(site, policy.needs, rows, memory)
+        selection = policy.select(tokens)
+        served.append((tokens, selection))
+        rows = rows[selection.keep]
+    return served

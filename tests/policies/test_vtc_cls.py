@@ -1,0 +1,137 @@
+"""VTC-CLS, against the released code's results, a worked example and a real CLIP tower."""
+
+import numpy as np
+import pytest
+import torch
+from transformers import CLIPVisionConfig, CLIPVisionModel
+
+from tests.policies.golden import load, weights
+from vtprune.policies.vtc_cls import VTCCLS, layers_from_start
+from vtprune.tokens import Segment, VisualTokens
+
+
+def tokens_of(rows, policy):
+    """Visual tokens whose [CLS] rows (all layers, heads, N) are known, as ``policy`` asks for them."""
+    [name] = policy.needs
+    n = rows.shape[-1]
+    hidden = torch.zeros(n, 2)
+    return VisualTokens(hidden, hidden[:1], (Segment(slice(0, n)),), {name: rows[list(policy.layers)]})
+
+
+def cls_rows(model, pixel_values):
+    """(layers, heads, N): the [CLS] token's attention to the patches in every layer, from full attention maps."""
+    attentions = model(pixel_values, output_attentions=True).attentions
+    return torch.stack([attention[0, :, 0, 1:] for attention in attentions])
+
+
+def tiny_clip(case):
+    """The CLIP vision tower stored in the golden case, eager."""
+    sizes = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 6, "num_attention_heads": 4}
+    model = CLIPVisionModel(CLIPVisionConfig(**sizes, image_size=28, patch_size=7, attn_implementation="eager")).eval()
+    state = {name.removeprefix("vision_model."): value for name, value in weights(case).items()}
+    ours = {name.removeprefix("vision_model."): name for name in model.state_dict()}
+    model.load_state_dict({ours[name]: value for name, value in state.items()}, assign=True, strict=False)
+    missing = set(ours) - set(state)
+    assert missing <= {"embeddings.position_ids"}, missing
+    return model
+
+
+def assert_score(score, expected, name):
+    """Relative 1e-6 in float32, one unit in the last place in float16."""
+    assert score.dtype == expected.dtype
+    if expected.dtype == torch.float16:
+        ulp = np.spacing(expected.abs().numpy()).astype(np.float64)
+        assert (np.abs(score.double().numpy() - expected.double().numpy()) <= ulp).all(), name
+    else:
+        torch.testing.assert_close(score, expected, rtol=1e-6, atol=0, msg=lambda text: f"{name}: {text}")
+
+
+def test_released_results_are_met(golden):
+    """Oracle: the authors' code: kept patches and their features exact, scores to rounding."""
+    paths = sorted(golden("vtc_cls").glob("case*.npz"))
+    assert paths
+    for path in paths:
+        case = load(path)
+        rows, k = case["cls_attn"], int(case["k"])
+        policy = VTCCLS(n_keep=k, layers=layers_from_start(int(case["start_layer"]), len(rows)))
+        tokens = tokens_of(rows, policy)
+        assert_score(policy.score(tokens), case["score"], path.name)
+        keep = policy.select(tokens).keep
+        assert keep.tolist() == case["keep"].tolist(), path.name
+        assert torch.equal(case["features"][:, keep], case["out_pre_proj"]), path.name
+
+
+@torch.no_grad()
+def test_released_results_are_met_from_pixels_on(golden):
+    """Oracle: the authors' code on a tiny CLIP tower, from pixel values to kept patches."""
+    path = golden("vtc_cls") / "tiny_clip_e2e.npz"
+    if not path.is_file():
+        pytest.skip(f"{path} is not there")
+    case = load(path)
+    rows = cls_rows(tiny_clip(case), case["pixel_values"])
+    torch.testing.assert_close(rows, case["cls_rows"], rtol=0, atol=1e-6)
+    policy = VTCCLS(n_keep=int(case["k"]), layers=layers_from_start(int(case["start_layer"]), len(rows)))
+    tokens = tokens_of(rows, policy)
+    torch.testing.assert_close(policy.score(tokens), case["score"], rtol=0, atol=1e-6)
+    assert policy.select(tokens).keep.tolist() == case["keep"].tolist()
+
+
+def test_worked_example():
+    """Head means (.2, .3, .2, .3) and (.1, .1, .4, .4) of layers 1 and 2; the other two favour patch 0."""
+    rows = torch.tensor(
+        [
+            [[0.9, 0, 0, 0.05], [0.9, 0, 0, 0.05]],
+            [[0.1, 0.4, 0.3, 0.2], [0.3, 0.2, 0.1, 0.4]],
+            [[0.05, 0.15, 0.5, 0.3], [0.15, 0.05, 0.3, 0.5]],
+            [[0.9, 0, 0, 0.1], [0.9, 0, 0, 0.1]],
+        ]
+    )
+    policy = VTCCLS(n_keep=2, layers=layers_from_start(1, 4))
+    torch.testing.assert_close(policy.score(tokens_of(rows, policy)), torch.tensor([0.3, 0.4, 0.6, 0.7]))
+    assert policy.select(tokens_of(rows, policy)).keep.tolist() == [2, 3]
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_score_dtype_decides_where_it_is_rounded(dtype):
+    """Oracle: the sum of head means of the rounded rows in float64."""
+    rows = torch.rand(6, 16, 40, generator=torch.Generator().manual_seed(0)).to(dtype)
+    exact = rows[2:5].double().mean(1).sum(0)
+    model, single = (VTCCLS(layers=(2, 3, 4), score_dtype=name) for name in ("model", "float32"))
+    score = {policy.score_dtype: policy.score(tokens_of(rows, policy)) for policy in (model, single)}
+    assert score["model"].dtype == dtype and score["float32"].dtype == torch.float32
+    torch.testing.assert_close(score["float32"].double(), exact, rtol=1e-6, atol=0)
+    torch.testing.assert_close(score["model"].double(), exact, rtol=2 * torch.finfo(dtype).eps, atol=0)
+    assert not torch.equal(score["model"].double(), score["float32"].double())
+
+
+@pytest.mark.parametrize(
+    ("start", "n", "layers"),
+    [(16, 24, (16, 17, 18, 19, 20, 21, 22)), (-3, 24, (21, 22)), (0, 3, (0, 1)), (-99, 3, (0, 1)), (22, 24, (22,))],
+)
+def test_a_start_layer_means_the_layers_up_to_the_last_but_one(start, n, layers):
+    assert layers_from_start(start, n) == layers
+
+
+@pytest.mark.parametrize(("start", "n"), [(23, 24), (-1, 24), (30, 24), (0, 1)])
+def test_a_start_layer_that_leaves_no_layer_is_refused_by_value(start, n):
+    with pytest.raises(ValueError, match=f"{n} lies from start_layer={start} "):
+        layers_from_start(start, n)
+
+
+def test_it_asks_for_its_layers_and_for_nothing_else():
+    assert VTCCLS().needs == {"cls_attention:-4,-3,-2"}
+    assert VTCCLS(layers=[20, 21, 22]).needs == {"cls_attention:20,21,22"}
+    assert VTCCLS(layers=[20, 21, 22]) == VTCCLS(layers=(20, 21, 22))
+    assert VTCCLS().positions == "compact"
+
+
+@pytest.mark.parametrize("layers", [(-1,), (-3, -2, -1), (), "-3", 5, None, (1.5,), (True,), (3, 3)])
+def test_wrong_layers_are_refused_by_value(layers):
+    with pytest.raises(ValueError, match="layers") as error:
+        VTCCLS(layers=layers)
+    assert repr(layers) in str(error.value)
+
+
+def test_a_wrong_score_dtype_is_refused_by_value():
+    with pytest.raises(ValueError, match="'float64'"):
+        VTCCLS(score_dtype="float64")
