@@ -23,7 +23,8 @@ def policies() -> str:
         card, policy = policy_card(name, cls), cls()
         acts = ", ".join(site_name(site) for site in policy.sites)
         needs = ", ".join(sorted({parse(need).name.replace("_", " ") for need in policy.needs})) or "-"
-        rows.append(f"| `{name}` | {card.title.rstrip('.')} | {acts} | {needs} | {card.source.rstrip('.') or 'control'} |")
+        cells = (f"`{name}`", card.title.rstrip("."), acts, needs, card.source.rstrip(".") or "control")
+        rows.append(f"| {' | '.join(cells)} |")
     return "\n".join(rows)
 
 

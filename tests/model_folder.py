@@ -107,3 +107,45 @@ def write(folder: Path, template: str | None = TEMPLATE) -> Path:
     build_model().save_pretrained(folder)
     build_processor(template).save_pretrained(folder)
     return folder
+
+
+def write_family(folder: Path, family: str) -> Path:
+    """Writes the tiny model of another family ("llava_next" or "idefics3") with a processor that cuts tiles."""
+    from tests import tiny
+
+    names = {"<pad>": tiny.PAD, "<bos>": tiny.BOS, "<unk>": 2, "<image>": tiny.IMAGE, "<eos>": tiny.EOS}
+    colours = {"image_mean": MEAN, "image_std": STD}
+    model = tiny.build(family).float()
+    if family == "llava_next":
+        pictures = hf.LlavaNextImageProcessorPil(
+            size={"shortest_edge": 28},
+            crop_size={"height": 28, "width": 28},
+            image_grid_pinpoints=model.config.image_grid_pinpoints,
+            **colours,
+        )
+        processor = hf.LlavaNextProcessor(
+            image_processor=pictures,
+            tokenizer=_numbered_words(names),
+            patch_size=14,
+            vision_feature_select_strategy="default",
+            num_additional_image_tokens=1,
+        )
+    else:
+        names |= {"<fake_token_around_image>": 103, "<end_of_utterance>": 104, "<global-img>": 105}
+        pictures = hf.Idefics3ImageProcessorPil(
+            size={"longest_edge": 112}, max_image_size={"longest_edge": 56}, **colours
+        )
+        processor = hf.Idefics3Processor(image_processor=pictures, tokenizer=_numbered_words(names), image_seq_len=16)
+    model.save_pretrained(folder)
+    processor.save_pretrained(folder)
+    return folder
+
+
+def _numbered_words(names: dict[str, int]) -> hf.PreTrainedTokenizerFast:
+    """The words w0, w1, ... of a vocabulary of 128, of which some have other names."""
+    words = {i: f"w{i}" for i in range(128)} | {i: name for name, i in names.items()}
+    tokenizer = Tokenizer(models.WordLevel({word: i for i, word in words.items()}, unk_token="<unk>"))
+    tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    usual = {f"{name}_token": f"<{name}>" for name in ("pad", "unk", "bos", "eos")}
+    special = [name for name in names if name not in usual.values()]
+    return hf.PreTrainedTokenizerFast(tokenizer_object=tokenizer, additional_special_tokens=special, **usual)

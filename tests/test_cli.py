@@ -1,5 +1,6 @@
 """The command line: its numbers are those of the model, its errors are one line, its help needs no model."""
 
+import io
 import json
 import os
 import subprocess
@@ -27,7 +28,7 @@ from vtprune.cli_prompt import make_inputs, split_prompt
 from vtprune.cli_result import engineering
 from vtprune.families.base import FAMILIES
 from vtprune.models import load
-from vtprune.policies.base import POLICIES
+from vtprune.policies.base import POLICIES, ScorePolicy
 
 ROOT = Path(__file__).parents[1]
 VISUAL = model_folder.GRID**2
@@ -54,8 +55,8 @@ def picture(tmp_path_factory):
 def run(folder, picture, capsys):
     """``vtprune run`` on the tiny folder, in this process: the JSON it writes."""
 
-    def call(*more, quick=True) -> dict:
-        argv = ["run", "--model", folder, "--image", picture, "--prompt", "what color is this ?", "--json"]
+    def call(*more, quick=True, pictures=(picture,)) -> dict:
+        argv = ["run", "--model", folder, "--image", *pictures, "--prompt", "what color is this ?", "--json"]
         assert main([str(part) for part in (*argv, *(QUICK if quick else ()), *more)]) == 0
         return json.loads(capsys.readouterr().out)
 
@@ -172,6 +173,56 @@ def test_overlay_of_two_pictures(run, tmp_path):
     assert Image.open(target).size[0] == 672 and Image.open(target).size[1] > 2 * 672
 
 
+class Twice(ScorePolicy):
+    """Half of the tokens at layer 1, and half of those at layer 3."""
+
+    sites = (1, 3)
+
+    def score(self, tokens):
+        return torch.arange(len(tokens)).float()
+
+
+def test_a_policy_with_two_sites(run, tmp_path, monkeypatch):
+    """A drawing for each, side by side, from left to right fewer cells; the last ones of the raster have the score."""
+    monkeypatch.setitem(POLICIES, "twice", Twice)
+    target = tmp_path / "kept.png"
+    pruned = run("--policy", "twice", "--keep-ratio", 0.5, "--overlay", target)["pruned"]
+    assert [(site["site"], site["after"]) for site in pruned["sites"]] == [("layer 1", 32), ("layer 3", 16)]
+    drawn, large = np.array(Image.open(target)), np.array(noise(56, 56)).repeat(12, 0).repeat(12, 1)
+    assert drawn.shape[1] == 672 + 16 + 672
+    for left, top in ((0, 336), (688, 504)):
+        shown = drawn[:672, left : left + 672]
+        assert np.array_equal(shown[top:], large[top:]) and not (shown[:top] == large[:top]).all(-1).all(1).any()
+
+
+@pytest.fixture(scope="module")
+def wide(tmp_path_factory):
+    path = tmp_path_factory.mktemp("pictures") / "wide.png"
+    noise(50, 90).save(path)
+    return path
+
+
+def test_overlay_of_thumbnail_and_tiles(run, wide, tmp_path):
+    """LLaVA-NeXT: 2 x 2 thumbnail cells, and 2 x 4 cells of two tiles side by side without their padding."""
+    folder, target = model_folder.write_family(tmp_path / "next", "llava_next"), tmp_path / "kept.png"
+    argv = ("--model", folder, "--prompt", "w3 w4", "--policy", "none", "--overlay", target)
+    result = run(*argv, pictures=[wide])
+    assert result["pruned"]["visual_tokens"] == result["pruned"]["visual_tokens_before"] == 2 * 2 + 2 * 4
+    drawn, large = np.array(Image.open(target)), np.array(noise(50, 90)).repeat(13, 0).repeat(13, 1)
+    assert np.array_equal(drawn[:650, :1170], large) and drawn.shape[1] == 1170 + 16 + 1170 // 3
+
+
+def test_tiles_that_cannot_be_drawn_are_no_reason_to_be_silent(wide, tmp_path, capsys):
+    """Idefics3: four tiles and the whole picture are five images; the numbers come, the drawing does not."""
+    folder, target = model_folder.write_family(tmp_path / "idefics", "idefics3"), tmp_path / "kept.png"
+    argv = ["run", "--model", folder, "--image", wide, "--prompt", "w3", "--policy", "uniform", "--overlay", target]
+    capsys.readouterr()
+    assert main([str(part) for part in (*argv, *QUICK)]) == 2
+    out, err = capsys.readouterr()
+    assert ["visual", "tokens", "40"] in [line.split() for line in out.splitlines()]
+    assert err.count("\n") == 1 and "5 images of 1 pictures (tiles)" in err and not target.exists()
+
+
 def test_json_to_a_file_leaves_the_tables(folder, picture, tmp_path, capsys):
     target = tmp_path / "result.json"
     argv = ["run", "--model", folder, "--image", picture, "--prompt", "what is this ?", "--json", target, *QUICK]
@@ -200,6 +251,25 @@ def test_a_folder_without_a_chat_template(tmp_path, picture, capsys):
     argv = ["run", "--model", folder, "--image", picture, "--prompt", "what is this ?", "--json", *QUICK]
     assert main([str(part) for part in argv]) == 0
     assert json.loads(capsys.readouterr().out)["pruned"]["visual_tokens_before"] == VISUAL
+
+
+def test_a_terminal_that_knows_few_letters(folder, picture, monkeypatch):
+    """What it cannot show is escaped."""
+    screen = io.TextIOWrapper(io.BytesIO(), encoding="ascii")
+    monkeypatch.setattr(sys, "stdout", screen)
+    argv = ["run", "--model", folder, "--image", picture, "--prompt", "wie heißt du", *QUICK]
+    assert main([str(part) for part in argv]) == 0
+    screen.flush()
+    shown = screen.buffer.getvalue().decode("ascii")
+    assert "wie hei\\xdft du" in shown and "prefill, ms" not in shown, "nothing was timed"
+
+
+@pytest.mark.gpu
+def test_on_a_gpu(run):
+    result = run("--device", "cuda", "--dtype", "bfloat16", "--runs", 3, "--compare", "--keep-ratio", 1, quick=False)
+    assert result["model"]["device"] == "cuda:0" and result["comparison"]["agreement"] == 1
+    assert result["pruned"]["kv_bytes"] == result["pruned"]["kv_bytes_predicted"]
+    assert 0 < result["pruned"]["selector_ms"] < result["pruned"]["prefill_ms"]
 
 
 def test_an_animation_is_a_note_and_no_error(run, folder, tmp_path, capsys):
@@ -267,6 +337,8 @@ def test_mistakes_that_the_model_must_tell(folder, picture, capsys):
     assert "this decoder has layers 0 to 3" in line
     line = failed(capsys, *start, "what is <image> and <image> ?")
     assert "the prompt has 2 places <image> and there are 1 pictures" in line
+    line = failed(capsys, *start, "what is this ?", "--max-new-tokens", "1", "--attn", "quick")
+    assert "unknown attention 'quick'; known: sdpa" in line
     line = failed(capsys, *start, "what is this ?", "--policy", "vtc_cls", "--option", "layers=7")
     assert "7" in line
 

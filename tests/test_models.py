@@ -3,6 +3,7 @@
 import json
 import pickle
 import shutil
+from importlib.util import find_spec
 
 import pytest
 import torch
@@ -236,6 +237,15 @@ def test_a_processor_that_needs_a_package(folder, monkeypatch, said, fragment):
 
     monkeypatch.setattr(hf.AutoProcessor, "from_pretrained", fail)
     refused(lambda: load(folder), said, fragment)
+
+
+@pytest.mark.skipif(find_spec("torchvision") is not None, reason="torchvision is installed")
+def test_a_processor_that_needs_torchvision(folder):
+    """What transformers itself says where torchvision is missing."""
+    config = json.loads((folder / "processor_config.json").read_text())
+    config |= {"processor_class": "PixtralProcessor"}
+    (folder / "processor_config.json").write_text(json.dumps(config))
+    refused(lambda: load(folder), "Torchvision", "pip install torchvision (the version that fits your torch)")
 
 
 # ----------------------------------------------------------------------------------------------- devices and dtypes

@@ -51,9 +51,9 @@ class Step:
 
     def apply(self, hidden: Tensor) -> Tensor:
         """(B, P, D) -> (B, K, D)."""
-        out = gather_rows(hidden, self.order)
+        out = gather_rows(hidden, self.order.to(hidden.device))
         for b, merge in self.merges:
-            out[b, merge.slots] = merge_rows(hidden[b, merge.rows], merge.selection)
+            out[b, merge.slots.to(hidden.device)] = merge_rows(hidden[b, merge.rows.to(hidden.device)], merge.selection)
         return out
 
     def follow(self, columns: Tensor) -> Tensor:
@@ -67,8 +67,9 @@ def merge_rows(x: Tensor, selection: Selection) -> Tensor:
         return x[selection.keep]
     if selection.merge.is_sparse:
         wide = torch.promote_types(x.dtype, torch.float32)
-        return torch.sparse.mm(selection.merge.to(wide), x.to(wide)).to(x.dtype)
-    return merge_tokens(x, selection.merge, selection.weight, len(selection.keep))
+        return torch.sparse.mm(selection.merge.to(x.device, wide), x.to(wide)).to(x.dtype)
+    weight = None if selection.weight is None else selection.weight.to(x.device)
+    return merge_tokens(x, selection.merge.to(x.device), weight, len(selection.keep))
 
 
 def build_step(kept: Sequence[Tensor], merges: Sequence[Merge | None], device: torch.device) -> Step:

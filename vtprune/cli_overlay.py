@@ -44,7 +44,7 @@ def draw_report(report: Report, images: Sequence[Image.Image], inputs: Mapping, 
             )
         for row, (picture, one) in enumerate(zip(seen, kept, strict=True)):
             drawn[row].append(overlay(picture, one))
-            labels[row].append(f"{policy} at {site_name(record.site)}: {caption(one)}")
+            labels[row].append(f"{policy}, {site_name(record.site)}: {caption(one)}")
     return stack([side_by_side(row, texts) for row, texts in zip(drawn, labels, strict=True)])
 
 

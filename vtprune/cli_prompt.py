@@ -51,10 +51,17 @@ def prompt_text(loaded: Loaded, parts: Sequence[str | None]) -> str:
 
 
 def make_inputs(loaded: Loaded, images: Sequence[Image.Image], prompt: str):
-    """The processor's output for one sample, on the CPU."""
+    """The processor's output for one sample, on the CPU. Raises UserError where it cannot read prompt and pictures."""
     token = getattr(loaded.processor, "image_token", PLACE)
     text = prompt_text(loaded, split_prompt(prompt, token, len(images)))
-    return loaded.processor(images=list(images), text=text, return_tensors="pt")
+    try:
+        return loaded.processor(images=list(images), text=text, return_tensors="pt")
+    except (ValueError, TypeError, LookupError, AttributeError) as error:
+        what = f"{one_line(error)} ({type(error).__name__} in {type(loaded.processor).__name__})"
+        raise UserError(
+            f"the processor of {loaded.name} cannot read {len(images)} pictures and this prompt: {what}; check the "
+            "prompt and the processor's files"
+        ) from error
 
 
 def unknown_words(loaded: Loaded, prompt: str) -> list[str]:

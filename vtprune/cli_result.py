@@ -105,11 +105,14 @@ def _rows(pruned: dict, plain: dict | None, comparison: dict | None) -> list[tup
     plain, ratio = plain or {}, comparison or {}
     before, after = pruned["visual_tokens_before"], pruned["visual_tokens"]
     whole, left = pruned["flops_unpruned"], pruned["flops"]
-    return [
-        ("visual tokens", f"{before:,}", f"{after:,}", _ratio(after / before)),
+    times = [
         ("prefill, ms", _ms(plain.get("prefill_ms")), _ms(pruned["prefill_ms"]), _ratio(ratio.get("prefill_ratio"))),
         ("each later token, ms", _ms(plain.get("token_ms")), _ms(pruned["token_ms"]), _ratio(ratio.get("token_ratio"))),
         ("selecting (in prefill), ms", "-", _ms(pruned["selector_ms"]), ""),
+    ]
+    return [
+        ("visual tokens", f"{before:,}", f"{after:,}", _ratio(after / before)),
+        *(times if pruned["prefill_ms"] is not None else ()),
         ("KV cache, bytes", _count(plain.get("kv_bytes")), _count(pruned["kv_bytes"]), _ratio(ratio.get("kv_ratio"))),
         ("prefill FLOPs of decoder and selector", engineering(whole), engineering(left), _ratio(left / whole)),
         ("vision tower and projector FLOPs", *[engineering(pruned["flops_vision"])] * 2, ""),

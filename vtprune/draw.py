@@ -22,7 +22,7 @@ BORDER = (230, 159, 0)
 """Orange of the palette of Okabe and Ito."""
 
 _VEIL, _STRENGTH = 40, 0.68  # dropped cells are mixed with this grey by this share
-_LINE = 24  # grey of the lines between dropped cells
+_LINE = 84  # grey of the lines between dropped cells: a mesh that also dark pictures show
 _INK, _PAPER = (30, 30, 30), (255, 255, 255)
 
 

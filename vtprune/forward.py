@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from vtprune.apply import Merge, Step, build_step
+from vtprune.apply import Merge, Step, build_step, scatter_rows
 from vtprune.cache import Arrival
 from vtprune.check import check_selections
 from vtprune.layout import Layout, Row
@@ -172,11 +172,12 @@ class Forward:
         batch = step.order.shape[0]
         if self.columns is None:
             self.columns = torch.arange(self.length, device=device).expand(batch, -1)
-        self.columns, self.valid = step.follow(self.columns), step.valid
+        # layers may lie on several devices: everything follows the layer that prunes
+        self.columns, self.valid = step.follow(self.columns.to(device)), step.valid
         if self.compact:
             # a row renumbered from `start` on has moved by what was dropped before its end
             dropped = self.length - self.counts(device)
-            shift = dropped if shift is None else shift + dropped
+            shift = dropped if shift is None else shift.to(device) + dropped
         else:
             shift = None
         self.arrival = Arrival(self.columns, self.valid, self.length, shift)
@@ -187,6 +188,11 @@ class Forward:
         if self.valid is None:
             return torch.full((self.columns.shape[0],), self.columns.shape[1], device=device)
         return self.valid.sum(1)
+
+    def scatter(self, hidden: Tensor) -> Tensor:
+        """(B, K, D) of the physical rows back to (B, L, D), zeros where tokens were dropped."""
+        valid = None if self.valid is None else self.valid.to(hidden.device)
+        return scatter_rows(hidden, self.columns.to(hidden.device), valid, self.length)
 
     def dropped_before(self) -> Tensor:
         """(B, K): how many columns of this forward were dropped before each physical row."""

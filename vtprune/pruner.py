@@ -15,7 +15,6 @@ import torch
 from torch import Tensor, nn
 
 from vtprune import compat
-from vtprune.apply import scatter_rows
 from vtprune.cache import PrunedLayer, PrunedStaticLayer, live_layer
 from vtprune.encoder import Recorder, check_chunks, encoded_sources
 from vtprune.families.base import Family, Source
@@ -240,7 +239,7 @@ class Pruner:
         if forward is None or forward.owner is not self or forward.columns is None:
             return None
         hidden = output[0] if isinstance(output, tuple) else output
-        full = scatter_rows(hidden, forward.columns, forward.valid, forward.length)
+        full = forward.scatter(hidden)
         forward.scattered = True
         return (full, *output[1:]) if isinstance(output, tuple) else full
 
@@ -274,7 +273,7 @@ class Between:
         for step in forward.steps:
             full = step.apply(full)
         if forward.scattered:
-            full = scatter_rows(full, forward.columns, forward.valid, forward.length)
+            full = forward.scatter(full)
         return hidden + full
 
 

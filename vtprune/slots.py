@@ -41,7 +41,8 @@ class Slots:
         def build() -> Slots:
             positions, old = self.materialize()
             batch = columns.shape[0]
-            positions = torch.cat([positions.expand(batch, -1), columns + self.length], 1)
+            positions = torch.cat([positions.to(columns.device).expand(batch, -1), columns + self.length], 1)
+            old = None if old is None else old.to(columns.device)
             if old is None and valid is None:
                 return Slots(positions, None, self.length + n, 0, shift)
             flags = [_flags(old, batch, self.size, columns), _flags(valid, batch, columns.shape[1], columns)]

@@ -10,7 +10,7 @@ import torch
 
 @dataclass
 class Stopwatch:
-    """``lap = Stopwatch.start(device)``, then ``lap.stop(device)``; reading ``milliseconds`` may wait for the device."""
+    """``lap = Stopwatch.start(device)``, then ``lap.stop(device)``; ``milliseconds`` may wait for the device."""
 
     began: float | torch.cuda.Event
     ended: float | torch.cuda.Event | None = None

@@ -53,14 +53,16 @@ def test_views_are_pooled_by_themselves():
 
 
 def test_places_count_and_not_prompt_order():
-    """A 6 x 6 grid told column by column has the averages of the grid, in the order of their central tokens."""
-    order = torch.arange(36).view(6, 6).T.flatten()
-    plain = grid_tokens((1, 6, 6))
+    """A 6 x 9 grid told in any order has the averages of its six 3 x 3 cells, in the order of their middle tokens."""
+    order = torch.randperm(54, generator=torch.Generator().manual_seed(0))
+    plain = grid_tokens((1, 6, 9))
     told = VisualTokens(plain.hidden[order], plain.text, plain.segments, coords=plain.coords[order])
-    selection = Pool(n_keep=4).select(told)
-    averages = F.avg_pool2d(plain.hidden.T.view(1, 5, 6, 6), 3).view(5, -1).T
-    torch.testing.assert_close(merged(told, selection), averages[[0, 2, 1, 3]])
-    assert order[selection.keep].tolist() == [7, 25, 10, 28]
+    selection = Pool(n_keep=6).select(told)
+    middles = order[selection.keep].tolist()
+    assert sorted(middles) == [9 * r + c for r in (1, 4) for c in (1, 4, 7)]
+    averages = F.avg_pool2d(plain.hidden.T.view(1, 5, 6, 9), 3).view(5, 2, 3)
+    expected = torch.stack([averages[:, middle // 9 // 3, middle % 9 // 3] for middle in middles])
+    torch.testing.assert_close(merged(told, selection), expected)
 
 
 def test_a_merged_token_stands_where_uniform_would_keep_one():

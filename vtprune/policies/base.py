@@ -7,7 +7,7 @@ from typing import ClassVar, Literal, Protocol, runtime_checkable
 import torch
 from torch import Tensor
 
-from vtprune.tokens import BEFORE_LLM, Segment, Selection, VisualTokens
+from vtprune.tokens import BEFORE_LLM, Selection, VisualTokens
 
 POLICIES: dict[str, type] = {}
 """Registered policies by name; the dict is the listing."""
@@ -112,10 +112,3 @@ def check_ratio(keep_ratio: object) -> None:
     number = isinstance(keep_ratio, (int, float)) and not isinstance(keep_ratio, bool)
     if not number or not 0 < keep_ratio <= 1:  # nan compares false
         raise ValueError(f"keep_ratio is the fraction of visual tokens KEPT, in (0, 1]; got {keep_ratio!r}")
-
-
-def segment_places(tokens: VisualTokens, segment: Segment) -> Tensor | None:
-    """(n, 4) view, frame, row, column of the segment's tokens, or None if the family does not know them."""
-    if tokens.coords is None or not segment.grids:
-        return None
-    return tokens.coords[segment.span]

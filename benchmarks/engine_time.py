@@ -1,0 +1,145 @@
+"""Times several things in turns, divides them round by round, and says whether a bound was met or the noise hides it."""
+
+import math
+import statistics
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+from torch import nn
+
+from benchmarks.measure import paired
+
+Seconds = dict[str, list[float]]
+"""Name -> seconds of each round."""
+
+
+def clock_of(device: str, threads: int) -> tuple[str, dict]:
+    """The name of the clock, and the arguments that make ``paired`` read it.
+
+    One thread of a CPU is timed by its own CPU time, which others on the machine disturb least: they can still slow it
+    down through caches and shared cores, but waiting for a core is not counted.
+    """
+    if device == "cpu" and threads == 1:
+        return "CPU time of the one thread", {"clock": time.thread_time}
+    return "wall clock", {}
+
+
+def in_turns(calls: Mapping[str, Callable[[], object]], rounds: int, clock: Mapping = {}, tell=None) -> Seconds:
+    """Seconds of each call in each round: A B C, then C B A, and so on, so that what drifts touches all alike.
+
+    clock: of ``clock_of``. tell: called with the number of finished rounds.
+    """
+    seconds: Seconds = {name: [] for name in calls}
+    for done in range(rounds):
+        names = list(calls)[:: -1 if done % 2 else 1]
+        for first, second in zip(names[::2], [*names[1::2], None][: len(names[::2])]):
+            other = calls[second] if second else _nothing
+            pair = paired(calls[first], other, warmup=0, runs=1, **clock)
+            seconds[first].append(pair["a"]["seconds"])
+            if second:
+                seconds[second].append(pair["b"]["seconds"])
+        if tell:
+            tell(done + 1)
+    return seconds
+
+
+def _nothing() -> None:
+    pass
+
+
+def spread(name: str, values: Sequence[float]) -> dict[str, float]:
+    """Median and extremes, as ``measure`` names them."""
+    return {name: statistics.median(values), f"{name}_min": min(values), f"{name}_max": max(values)}
+
+
+def ratios(above: Sequence[float], below: Sequence[float]) -> list[float]:
+    """Round by round."""
+    return [a / b for a, b in zip(above, below, strict=True)]
+
+
+def median_interval(values: Sequence[float]) -> tuple[float, float]:
+    """Where the median of such values lies with 95 % confidence, whatever their distribution; of fewer than 6: less.
+
+    By the sign test: the k smallest and the k largest are cut off, k as large as the confidence allows.
+    """
+    ordered, n, k = sorted(values), len(values), 0
+    while 2 * sum(math.comb(n, i) for i in range(k + 1)) <= 0.05 * 2**n:
+        k += 1
+    cut = max(0, k - 1)
+    return ordered[cut], ordered[n - 1 - cut]
+
+
+@dataclass(frozen=True)
+class Bound:
+    """What a ratio should be: ``Bound(">=", 0.97)`` or ``Bound("<=", 1.02)``."""
+
+    sign: str
+    limit: float
+
+    def met(self, value: float) -> bool:
+        return value >= self.limit if self.sign == ">=" else value <= self.limit
+
+    def verdict(self, values: Sequence[float]) -> str:
+        """By the median; "noise" where its interval lies on both sides of the limit."""
+        answer = "met" if self.met(statistics.median(values)) else "missed"
+        sides = {self.met(end) for end in median_interval(values)}
+        return f"{answer}, but the noise exceeds the bound" if len(sides) > 1 else answer
+
+    def judged(self, name: str, values: Sequence[float]) -> dict:
+        """The fields of a row: the values' spread and interval, the bound, the verdict."""
+        low, high = median_interval(values)
+        more = {f"{name}_low": low, f"{name}_high": high, "bound": f"{name} {self.sign} {self.limit:g}"}
+        return {**spread(name, values), **more, "verdict": self.verdict(values)}
+
+
+class HookTimes:
+    """Microseconds that each call of a hook took: ``layer`` of the decoder's layers, ``other`` of all other modules."""
+
+    def __init__(self):
+        self.layer: list[float] = []
+        self.other: list[float] = []
+
+    @property
+    def seconds(self) -> float:
+        return 1e-6 * (sum(self.layer) + sum(self.other))
+
+    def clear(self) -> None:
+        self.layer.clear()
+        self.other.clear()
+
+
+@contextmanager
+def hook_times(model: nn.Module) -> Iterator[HookTimes]:
+    """Times every hook on the modules of ``model``, in CPU time of this thread; reading the clock is included.
+
+    What a hook left to a GPU is not counted, and neither is torch's own slower way of calling a module that has hooks.
+    """
+    times, layers = HookTimes(), set(model.model.language_model.layers)
+    tables = [
+        (hooks, times.layer if module in layers else times.other)
+        for module in model.modules()
+        for hooks in (module._forward_pre_hooks, module._forward_hooks)
+        if hooks
+    ]
+    before = [dict(hooks) for hooks, _ in tables]
+    for hooks, into in tables:
+        for key, hook in hooks.items():
+            hooks[key] = _timed(hook, into)
+    try:
+        yield times
+    finally:
+        for (hooks, _), old in zip(tables, before, strict=True):
+            hooks.update(old)
+
+
+def _timed(hook: Callable, into: list[float]) -> Callable:
+    def call(*args):
+        start = time.thread_time_ns()
+        try:
+            return hook(*args)
+        finally:
+            into.append((time.thread_time_ns() - start) / 1000)
+
+    return call
