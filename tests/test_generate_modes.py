@@ -214,3 +214,42 @@ def test_videos_are_pruned_as_images_are():
         assert torch.equal(got[0], expected[0]), family
         for a, b in zip(got[1], expected[1], strict=True):
             torch.testing.assert_close(a, b, atol=1e-6, rtol=0)
+
+
+@pytest.mark.parametrize("family", ["llava", "qwen2_5_vl", "gemma3"])
+def test_padding_on_the_right_is_padding_too(family):
+    """Oracle: masked columns at full length, for a plain forward on right-padded prompts."""
+    model, inputs = model_of(family), tiny.batch(family, "ragged")
+    flipped = dict(inputs)
+    for name in ("input_ids", "attention_mask", "token_type_ids", "mm_token_type_ids"):
+        if name in inputs:
+            pads = [(row == 0).sum() for row in inputs["attention_mask"]]
+            flipped[name] = torch.stack([row.roll(-int(pad)) for row, pad in zip(inputs[name], pads, strict=True)])
+    with vtprune.pruned(model, ByNorm((BEFORE_LLM, 2))), torch.no_grad():
+        got = model(**flipped).logits
+        kept = visible(model)
+    with oracle.MaskedColumns(model, kept), torch.no_grad():
+        expected = model(**flipped).logits
+    text = flipped["attention_mask"].bool() & (flipped["input_ids"] != tiny.IMAGE)
+    torch.testing.assert_close(got[text], expected[text], atol=1e-9, rtol=0)
+
+
+def test_hidden_states_and_attentions_can_be_asked_for():
+    """They have the rows that each layer saw; the last hidden state is full again. Oracle: the report's counts."""
+    model, inputs = tiny.build("llava", "eager", torch.float32), tiny.batch("llava", "one", torch.float32)
+    with vtprune.pruned(model, ByNorm((2,))), torch.no_grad():
+        out = model(**inputs, output_hidden_states=True, output_attentions=True)
+    length = inputs["input_ids"].shape[1]
+    assert [a.shape[-1] for a in out.attentions] == [length, length, length - 8, length - 8]
+    assert out.hidden_states[-1].shape[1] == out.logits.shape[1] == length
+
+
+def test_sampling_several_sequences_prunes_each():
+    model, inputs = model_of("llava"), tiny.batch("llava", "ragged")
+    with vtprune.pruned(model, "random", keep_ratio=0.5) as report:
+        torch.manual_seed(0)
+        out = model.generate(**inputs, max_new_tokens=3, do_sample=True, num_return_sequences=3)
+    assert out.shape[0] == 6
+    kept = [report.kept(row)[0].rows.tolist() for row in range(6)]
+    # the copies of a sample keep the same tokens
+    assert kept[0] == kept[1] == kept[2] and kept[3] == kept[4] == kept[5]

@@ -3,8 +3,15 @@
 import numpy as np
 import pytest
 import torch
-from transformers import CLIPVisionConfig, CLIPVisionModel
+from transformers import (
+    CLIPVisionConfig,
+    CLIPVisionModel,
+    LlamaConfig,
+    LlavaConfig,
+    LlavaForConditionalGeneration,
+)
 
+import vtprune
 from tests.policies.golden import load, weights
 from vtprune.policies.vtc_cls import VTCCLS, layers_from_start
 from vtprune.tokens import Segment, VisualTokens
@@ -135,3 +142,26 @@ def test_wrong_layers_are_refused_by_value(layers):
 def test_a_wrong_score_dtype_is_refused_by_value():
     with pytest.raises(ValueError, match="'float64'"):
         VTCCLS(score_dtype="float64")
+
+
+@torch.no_grad()
+def test_released_results_are_met_inside_a_wrapped_model(golden):
+    """Oracle: the authors' code on the same tower, which here sits in a LLaVA that ``vtprune.wrap`` prunes."""
+    path = golden("vtc_cls") / "tiny_clip_e2e.npz"
+    if not path.is_file():
+        pytest.skip(f"{path} is not there")
+    case = load(path)
+    tower = tiny_clip(case)
+    text = LlamaConfig(hidden_size=16, intermediate_size=16, num_hidden_layers=2, num_attention_heads=2, vocab_size=32)
+    model = LlavaForConditionalGeneration(
+        LlavaConfig(vision_config=tower.config, text_config=text, image_token_index=9)
+    ).eval()
+    model.model.vision_tower.load_state_dict(tower.state_dict())
+    layers = layers_from_start(int(case["start_layer"]), tower.config.num_hidden_layers)
+    n = case["cls_rows"].shape[-1]
+    inputs = {"input_ids": torch.tensor([[1, *[9] * n, 2, 3]]), "pixel_values": case["pixel_values"]}
+    for attention in ("sdpa", "eager"):
+        model.set_attn_implementation(attention)
+        with vtprune.pruned(model, "vtc_cls", layers=layers, n_keep=int(case["k"])) as report:
+            model.generate(**inputs, max_new_tokens=2, do_sample=False)
+            assert report.kept()[0].rows.tolist() == case["keep"].tolist()
