@@ -33,7 +33,7 @@ PATCH = 14
 
 
 def build(shape: Shape, dtype: torch.dtype, device: torch.device | str = "cpu", side: int = 24) -> nn.Module:
-    """A LLaVA with random weights in eval mode; an image is ``side`` x ``side`` visual tokens, the last id stands for one.
+    """A LLaVA with random weights in eval mode. An image is ``side`` x ``side`` visual tokens, each with the last id.
 
     The weights repeat one random block: the time of a matrix product does not depend on what is in it.
     """

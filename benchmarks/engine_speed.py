@@ -1,6 +1,7 @@
 """Prefill, decode steps and cache bytes of a pruned model against the unpruned one, a short prompt and a peer."""
 
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 
 from torch import nn
@@ -8,7 +9,7 @@ from torch import nn
 import vtprune
 from benchmarks.engine_model import Steps, cache_bytes, prefill, prompt, short_prompt, twin
 from benchmarks.engine_peer import Masked
-from benchmarks.engine_time import Bound, Seconds, hook_times, in_turns, ratios, spread
+from benchmarks.engine_time import WALL, Bound, HookTimes, Seconds, hook_times, in_turns, ratios, spread
 from vtprune.flops import kv_bytes
 from vtprune.tokens import BEFORE_LLM, site_name
 
@@ -108,8 +109,33 @@ class Bench:
         self._add(f"masked {ratio:g}", model, {**about, "kept": runner.about["kept"]})
 
 
-def prefill_rows(bench: Bench, seconds: Seconds) -> list[dict]:
-    """One row for each runner. Ratios above 1 are good, but for the overhead of keeping everything."""
+def noise_row(bench: Bench, seconds: Seconds) -> dict:
+    """The unpruned prefill over itself, one round earlier: what a ratio of 1 looks like on this machine."""
+    whole = seconds[UNPRUNED]
+    found = ratios(whole[1:], whole[:-1]) or [1.0]
+    return {"what": "noise", "visual": bench.visual, "runs": len(whole), **spread("ratio", found)}
+
+
+def timed(
+    bench: Bench,
+    calls: Mapping[str, Callable[[], object]],
+    rounds: int,
+    clock: Mapping,
+    hook_clock: Callable,
+    tell=None,
+) -> tuple[Seconds, dict[str, HookTimes]]:
+    """Seconds of each runner's call in each round, and of every hook of the wrapped ones meanwhile."""
+    with ExitStack() as stack:
+        wrapped = {name: runner.model for name, runner in bench.runners.items() if runner.wrapped}
+        hooks = {name: stack.enter_context(hook_times(model, hook_clock)) for name, model in wrapped.items()}
+        return in_turns(calls, rounds, clock, tell), hooks
+
+
+def prefill_rows(bench: Bench, seconds: Seconds, hooks: Mapping[str, HookTimes]) -> list[dict]:
+    """One row for each runner. Ratios above 1 are good, but for the overhead of keeping everything.
+
+    hook_seconds: CPU time inside the hooks of one prefill, mean: free of the noise of everything else.
+    """
     rows, whole = [], seconds[UNPRUNED]
     for name, runner in bench.runners.items():
         row = {"what": "prefill", "runner": name, **runner.about, **spread("seconds", seconds[name])}
@@ -123,7 +149,7 @@ def prefill_rows(bench: Bench, seconds: Seconds) -> list[dict]:
             masked = seconds[f"masked {runner.about['keep_ratio']:g}"]
             row |= spread("over_masked", ratios(masked, seconds[name]))
         if runner.wrapped:
-            row["hook_share"] = hook_share(runner)
+            row["hook_seconds"] = hooks[name].seconds / len(seconds[name])
         rows.append(row)
     return rows
 
@@ -132,14 +158,11 @@ def _by_flops(runner: Runner, whole: Sequence[float], own: Sequence[float]) -> d
     """The time that the FLOPs allow at the unpruned prefill's rate, over the time it took."""
     share = runner.report.flops.total_causal / runner.report.flops_unpruned.total_causal
     allowed = [share * seconds for seconds in whole]
-    return {"against": "FLOPs at the unpruned rate", "flops_share": share, **FLOPS.judged("speed", ratios(allowed, own))}
-
-
-def hook_share(runner: Runner) -> dict[str, float]:
-    """CPU time inside the hooks of one prefill, by themselves. Free of the noise of everything else."""
-    with hook_times(runner.model) as times:
-        runner.prefill()
-    return {"seconds": times.seconds, "calls": len(times.layer) + len(times.other)}
+    return {
+        "against": "FLOPs at the unpruned rate",
+        "flops_share": share,
+        **FLOPS.judged("speed", ratios(allowed, own)),
+    }
 
 
 def decode_rows(bench: Bench, rounds: int, clock: Mapping, warmup: int = 2) -> list[dict]:
@@ -147,7 +170,7 @@ def decode_rows(bench: Bench, rounds: int, clock: Mapping, warmup: int = 2) -> l
     steps = {name: Steps(r.model, r.inputs, r.cache) for name, r in bench.runners.items()}
     for step in [*steps.values()] * warmup:
         step()
-    seconds = in_turns(steps, rounds, clock)
+    seconds, hooks = timed(bench, steps, rounds, clock, WALL)
     rows = []
     for name, runner in bench.runners.items():
         row = {"what": "decode step", "runner": name, **runner.about, **spread("seconds", seconds[name])}
@@ -155,17 +178,9 @@ def decode_rows(bench: Bench, rounds: int, clock: Mapping, warmup: int = 2) -> l
         if runner.short:
             row |= {"against": "short prompt", **SHORT.judged("speed", ratios(seconds[runner.short], seconds[name]))}
         if runner.wrapped:
-            row |= {"hook_us": layer_hook(runner, steps[name])}
+            row |= spread("hook_us", hooks[name].layer)
         rows.append(row)
     return rows
-
-
-def layer_hook(runner: Runner, step: Callable, steps: int = 3) -> dict[str, float]:
-    """Microseconds of a hook on a layer in decode steps of the real size, where caches are cold."""
-    with hook_times(runner.model) as times:
-        for _ in range(steps):
-            step()
-    return spread("us", times.layer)
 
 
 def kv_rows(bench: Bench) -> list[dict]:

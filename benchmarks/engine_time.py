@@ -1,4 +1,4 @@
-"""Times several things in turns, divides them round by round, and says whether a bound was met or the noise hides it."""
+"""Times several things in turns, divides them round by round, and says whether a bound was met or noise hides it."""
 
 import math
 import statistics
@@ -10,6 +10,9 @@ from dataclasses import dataclass
 from torch import nn
 
 from benchmarks.measure import paired
+
+WALL = paired.__kwdefaults__["clock"]
+"""The stopwatch's own clock."""
 
 Seconds = dict[str, list[float]]
 """Name -> seconds of each round."""
@@ -34,12 +37,13 @@ def in_turns(calls: Mapping[str, Callable[[], object]], rounds: int, clock: Mapp
     seconds: Seconds = {name: [] for name in calls}
     for done in range(rounds):
         names = list(calls)[:: -1 if done % 2 else 1]
-        for first, second in zip(names[::2], [*names[1::2], None][: len(names[::2])]):
-            other = calls[second] if second else _nothing
-            pair = paired(calls[first], other, warmup=0, runs=1, **clock)
-            seconds[first].append(pair["a"]["seconds"])
-            if second:
-                seconds[second].append(pair["b"]["seconds"])
+        if len(names) % 2:
+            names.insert(0, None)
+        for pair in zip(names[::2], names[1::2]):
+            found = paired(*(calls[name] if name else _nothing for name in pair), warmup=0, runs=1, **clock)
+            for name, part in zip(pair, (found["a"], found["b"])):
+                if name:
+                    seconds[name].append(part["seconds"])
         if tell:
             tell(done + 1)
     return seconds
@@ -95,7 +99,10 @@ class Bound:
 
 
 class HookTimes:
-    """Microseconds that each call of a hook took: ``layer`` of the decoder's layers, ``other`` of all other modules."""
+    """Microseconds that each call of a hook took: ``layer`` of the decoder's layers, ``other`` of all other modules.
+
+    What reading the clock takes, measured beforehand, is taken off.
+    """
 
     def __init__(self):
         self.layer: list[float] = []
@@ -105,16 +112,14 @@ class HookTimes:
     def seconds(self) -> float:
         return 1e-6 * (sum(self.layer) + sum(self.other))
 
-    def clear(self) -> None:
-        self.layer.clear()
-        self.other.clear()
-
 
 @contextmanager
-def hook_times(model: nn.Module) -> Iterator[HookTimes]:
-    """Times every hook on the modules of ``model``, in CPU time of this thread; reading the clock is included.
+def hook_times(model: nn.Module, clock: Callable[[], float]) -> Iterator[HookTimes]:
+    """Times every hook on the modules of ``model`` by ``clock``.
 
-    What a hook left to a GPU is not counted, and neither is torch's own slower way of calling a module that has hooks.
+    WALL suits hooks of microseconds, of which the median counts: asking the system for CPU time slows down what comes
+    next. ``time.thread_time`` suits sums. What a hook leaves to a GPU is not counted, and neither is torch's own slower
+    way of calling a module that has hooks.
     """
     times, layers = HookTimes(), set(model.model.language_model.layers)
     tables = [
@@ -124,9 +129,12 @@ def hook_times(model: nn.Module) -> Iterator[HookTimes]:
         if hooks
     ]
     before = [dict(hooks) for hooks, _ in tables]
+    idle: list[float] = []
+    for _ in range(200):
+        _timed(_nothing, idle, clock, 0.0)()
     for hooks, into in tables:
         for key, hook in hooks.items():
-            hooks[key] = _timed(hook, into)
+            hooks[key] = _timed(hook, into, clock, statistics.median(idle))
     try:
         yield times
     finally:
@@ -134,12 +142,12 @@ def hook_times(model: nn.Module) -> Iterator[HookTimes]:
             hooks.update(old)
 
 
-def _timed(hook: Callable, into: list[float]) -> Callable:
+def _timed(hook: Callable, into: list[float], clock: Callable[[], float], idle: float) -> Callable:
     def call(*args):
-        start = time.thread_time_ns()
+        start = clock()
         try:
             return hook(*args)
         finally:
-            into.append((time.thread_time_ns() - start) / 1000)
+            into.append(1e6 * (clock() - start) - idle)
 
     return call

@@ -5,6 +5,7 @@ import json
 import os
 import subprocess
 import sys
+from contextlib import nullcontext
 from dataclasses import fields
 from pathlib import Path
 from typing import Any, Literal
@@ -22,12 +23,12 @@ from vtprune.cli import main
 from vtprune.cli_console import printable, write_json
 from vtprune.cli_docs import entries, policy_card, split_source
 from vtprune.cli_error import UserError, one_line
-from vtprune.cli_measure import Times, agreement, middle_ratio, time_variants, timed_tokens
+from vtprune.cli_measure import Look, Times, agreement, middle_ratio, time_variants, timed_tokens
 from vtprune.cli_options import make_policy, parse_value, type_name
 from vtprune.cli_prompt import make_inputs, split_prompt
-from vtprune.cli_result import engineering
+from vtprune.cli_result import compared, engineering
 from vtprune.families.base import FAMILIES
-from vtprune.models import load
+from vtprune.models import Loaded, load
 from vtprune.policies.base import POLICIES, ScorePolicy
 
 ROOT = Path(__file__).parents[1]
@@ -119,6 +120,23 @@ def test_answers_and_agreement_are_those_of_the_model(run, folder, picture):
     assert 0 < both < 0.999 and result["comparison"]["agreement"] == pytest.approx(float(both), abs=1e-5)
 
 
+def test_a_decoder_whose_arithmetic_is_unknown_is_no_error(folder, picture, monkeypatch, capsys):
+    """Oracle: a report that refuses to count."""
+
+    def refuse(*args, **more):
+        raise NotImplementedError("no formula")
+
+    for name in ("decoder_flops", "kv_bytes"):
+        monkeypatch.setattr(f"vtprune.flops.{name}", refuse)
+    # by the table of modules, because vtprune.report is a function too
+    monkeypatch.setattr(sys.modules["vtprune.report"], "vision_flops", refuse)
+    argv = ["run", "--model", folder, "--image", picture, "--prompt", "what is this ?", *QUICK, "--compare"]
+    assert main([str(part) for part in argv]) == 0
+    rows = [line.split() for line in capsys.readouterr().out.splitlines()]
+    assert ["prefill", "FLOPs,", "decoder", "and", "signals", "-", "-"] in rows
+    assert any(row[:3] == ["KV", "cache,", "bytes"] and row[3] != "-" for row in rows), "measured all the same"
+
+
 def test_without_compare_there_is_nothing_unpruned(run):
     result = run()
     assert result["unpruned"] is None and result["comparison"] is None and result["right_answer"] is None
@@ -149,13 +167,19 @@ def test_positions_and_policy_options_arrive(run):
     result = run("--policy", "vtc_cls", "--option", "layers=-2", "--option", "score_dtype=float32")
     assert result["positions"] == "compact"
     assert result["policy"]["options"] | {"layers": [-2], "score_dtype": "float32"} == result["policy"]["options"]
-    assert run("--policy", "vtc_cls", "--option", "layers=-2", "--positions", "original")["positions"] == "original"
+    compact, original = (
+        run("--policy", "vtc_cls", "--option", "layers=-2", "--positions", how, "--compare")
+        for how in ("compact", "original")
+    )
+    assert (compact["positions"], original["positions"]) == ("compact", "original")
+    assert compact["comparison"]["agreement"] != original["comparison"]["agreement"]
 
 
 def test_overlay(run, tmp_path):
     """Oracle: as many cells of the drawing equal the enlarged picture as the JSON says were kept."""
     target = tmp_path / "kept.png"
-    result = run("--keep-ratio", 0.3, "--overlay", target)
+    result = run("--keep-ratio", 0.3, "--overlay", target, "--dtype", "bfloat16")
+    assert result["model"]["dtype"] == "bfloat16"
     drawn, large = np.array(Image.open(target)), np.array(noise(56, 56)).repeat(12, 0).repeat(12, 1)
     assert drawn.shape[0] > 672 == drawn.shape[1] == large.shape[1], "the picture, and a caption below"
     side = 672 // model_folder.GRID
@@ -310,6 +334,7 @@ RUN_ERRORS = [
     (["--max-new-tokens", "0"], "--max-new-tokens is 1 or more; got 0"),
     (["--max-new-tokens", "many"], "invalid int value: 'many'"),
     (["--runs", "-1"], "--runs is 0 (no times) or more; got -1"),
+    (["--prompt", "what is <image> and <image> ?"], "the prompt has 2 places <image> and there are 1 pictures"),
     (["--prompt", " "], "--prompt is a question in words; got ' '"),
     (["--overlay", "/no/such/folder/x.png"], "--overlay cannot write /no/such/folder/x.png: there is no folder"),
     (["--overlay", "."], "--overlay writes .png, .jpg, .jpeg, .webp; got ."),
@@ -335,8 +360,6 @@ def test_mistakes_that_the_model_must_tell(folder, picture, capsys):
     start = ["run", "--model", folder, "--image", picture, "--prompt"]
     line = failed(capsys, *start, "what is this ?", "--option", "layer=99")
     assert "this decoder has layers 0 to 3" in line
-    line = failed(capsys, *start, "what is <image> and <image> ?")
-    assert "the prompt has 2 places <image> and there are 1 pictures" in line
     line = failed(capsys, *start, "what is this ?", "--max-new-tokens", "1", "--attn", "quick")
     assert "unknown attention 'quick'; known: sdpa" in line
     line = failed(capsys, *start, "what is this ?", "--policy", "vtc_cls", "--option", "layers=7")
@@ -638,6 +661,36 @@ def test_variants_are_timed_in_turn(monkeypatch):
     assert len(time_variants(None, {}, variants, 8)["a"].prefill) == 3, "slow ones too, but not often"
     assert middle_ratio(Times().prefill, Times().prefill) is None
     assert [timed_tokens(n) for n in (1, 2, 5, 100)] == [2, 2, 5, 8]
+
+
+def test_what_is_timed(monkeypatch):
+    """Oracle: a clock that shows 0, 100, 130, 160 and 190 ms: the first token took 100, each later one 30."""
+    clock = iter([0, 0.1, 0.13, 0.16, 0.19])
+    monkeypatch.setattr("vtprune.cli_measure.now", lambda device: next(clock))
+
+    class Model:
+        device = torch.device("cpu")
+
+        def generate(self, stopping_criteria, min_new_tokens, max_new_tokens, **more):
+            assert min_new_tokens == max_new_tokens == 4
+            ids = torch.zeros(1, 7, dtype=torch.int64)
+            assert not any(bool(stopping_criteria[0](ids, None).any()) for _ in range(max_new_tokens))
+
+    times = time_variants(Loaded("x", Model(), None, False), {}, {"a": nullcontext}, 4, rounds=1)["a"]
+    assert times.prefill == [pytest.approx(100)] and times.token == [pytest.approx(30)] and times.selector == []
+
+
+def test_ratios_are_pruned_over_unpruned():
+    """Oracle: by hand, the median of pruned / unpruned over the rounds."""
+    pruned = Look("red", torch.zeros(2), 30), Times([1, 2, 30], [5, 5, 5])
+    plain = Look("blue", torch.zeros(2), 120), Times([2, 8, 10], [10, 10, 10])
+    assert compared(pruned[0], plain[0], pruned[1], plain[1]) == {
+        "same_answer": False,
+        "agreement": 1.0,
+        "prefill_ratio": 0.5,
+        "token_ratio": 0.5,
+        "kv_ratio": 0.25,
+    }
 
 
 def test_numbers_for_people():

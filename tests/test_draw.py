@@ -122,7 +122,7 @@ def test_a_slice_of_a_video():
         clear = np.zeros((640, 640), bool)
         clear[corner] = True
         large = pixels.repeat(10, 0).repeat(10, 1)
-        assert np.array_equal(drawn[clear], large[clear]) and not np.array_equal(drawn[~clear], large[~clear])
+        assert np.array_equal(drawn[clear], large[clear]) and (drawn[~clear] == large[~clear]).all(-1).mean() < 0.01
     with pytest.raises(ValueError, match="frames 0 to 1; got 2"):
         overlay(Image.fromarray(pixels), kept, frame=2)
 

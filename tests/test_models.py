@@ -128,6 +128,14 @@ def test_pickles_are_never_opened(folder, tmp_path, name):
     assert bomb.exists(), "the bomb is a dud"
 
 
+def test_loading_itself_knows_safetensors_only(folder):
+    """Below the check of the folder too, and for a pickle that torch itself would call safe."""
+    model = load_weights(folder, torch.float32)
+    (folder / "model.safetensors").unlink()
+    torch.save(model.state_dict(), folder / "pytorch_model.bin")
+    refused(lambda: load_weights(folder, torch.float32), "cannot be loaded", "model.safetensors")
+
+
 def test_a_pickle_beside_safetensors_is_left_alone(folder, tmp_path):
     bomb = tmp_path / "exploded"
     (folder / "pytorch_model.bin").write_bytes(pickle.dumps(Bomb(bomb)))

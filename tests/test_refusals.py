@@ -7,8 +7,8 @@ import torch
 from transformers import DynamicCache
 
 import vtprune
-from tests import tiny
-from tests.probe import ByNorm, answer, traces
+from tests import oracle, tiny
+from tests.probe import ByNorm, answer, traces, visible
 from vtprune import BEFORE_LLM, Selection
 
 
@@ -220,14 +220,32 @@ def test_chunked_prefill_is_refused():
         answer(model, inputs)
 
 
-def test_a_sliding_cache_that_holds_tokens_is_refused():
-    model, inputs = model_of("gemma3"), tiny.batch("gemma3", "one", torch.float32)
+def image_after(model, inputs, n_text):
+    """The logits of an image prompt that goes on after ``n_text`` tokens of text in the cache."""
     cache_ = DynamicCache(config=model.config.get_text_config())
     with torch.no_grad():
-        model(input_ids=torch.tensor([[1, 5, 6]]), past_key_values=cache_)
-        mask = torch.ones(1, 3 + inputs["input_ids"].shape[1], dtype=torch.long)
-        with vtprune.pruned(model, "random"), pytest.raises(NotImplementedError, match="already holds 3 tokens"):
-            model(**{**inputs, "attention_mask": mask}, past_key_values=cache_)
+        model(input_ids=torch.arange(2, 2 + n_text)[None], past_key_values=cache_)
+        mask = torch.ones(1, n_text + inputs["input_ids"].shape[1], dtype=torch.long)
+        return model(**{**inputs, "attention_mask": mask}, past_key_values=cache_).logits
+
+
+def test_a_sliding_cache_that_lost_tokens_is_refused():
+    model, inputs = model_of("gemma3"), tiny.batch("gemma3", "one", torch.float32)
+    with vtprune.pruned(model, "random"), pytest.raises(NotImplementedError, match="5 of 20 tokens have left"):
+        image_after(model, inputs, 20)
+
+
+def test_a_sliding_cache_that_lost_nothing_is_pruned():
+    """Oracle: masked columns at full length."""
+    model, inputs = model_of("gemma3"), tiny.batch("gemma3", "one", torch.float32)
+    with vtprune.pruned(model, ByNorm((BEFORE_LLM,))):
+        got = image_after(model, inputs, 10)
+        (kept,) = visible(model).values()
+    kept = torch.cat([torch.ones(1, 10, dtype=torch.bool), kept], 1)
+    with oracle.MaskedColumns(model, {BEFORE_LLM: kept}):
+        expected = image_after(model, inputs, 10)
+    text = ~tiny.visual(inputs)
+    torch.testing.assert_close(got[text], expected[text], atol=1e-4, rtol=0)
 
 
 def test_a_static_sliding_cache_is_refused():

@@ -14,7 +14,13 @@ from functools import cache
 
 import torch
 from torch import Tensor
-from transformers.cache_utils import Cache, DynamicLayer, DynamicSlidingWindowLayer, StaticLayer
+from transformers.cache_utils import (
+    Cache,
+    DynamicLayer,
+    DynamicSlidingWindowLayer,
+    StaticLayer,
+    StaticSlidingWindowLayer,
+)
 
 from vtprune.slots import Slots
 
@@ -189,9 +195,10 @@ def live_layer(cache: Cache, index: int):
     return layers[index] if index < len(layers) else None
 
 
-def prune_layer(cache: Cache, index: int, batch: int, device: torch.device, fresh: dict) -> PrunedLayer:
+def prune_layer(cache: Cache, index: int, hidden: Tensor, window: int | None, fresh: dict) -> PrunedLayer:
     """Replaces the cache layer of decoder layer ``index`` by its pruned twin, once. Contents are kept.
 
+    hidden: (B, P, D) that the layer is about to see. window: how far back its attention looks, None for all.
     fresh: slots of the layers replaced before in this forward, so that layers pruned alike share one object.
 
     Raises NotImplementedError for layers whose contents cannot follow: windows that already hold tokens, fixed
@@ -202,30 +209,44 @@ def prune_layer(cache: Cache, index: int, batch: int, device: torch.device, fres
         layers.append(cache.layer_class_to_replicate())
     layer = layers[index]
     if not isinstance(layer, PrunedLayer):
-        layer = layers[index] = _twin(layer, batch, device, fresh)
+        layer = layers[index] = _twin(layer, hidden, window, fresh)
     return layer
 
 
-def _twin(layer, batch: int, device: torch.device, fresh: dict) -> PrunedLayer:
-    plain = type(layer)
+def _like(layer, new):
+    new.is_sliding = layer.is_sliding
+    return new
+
+
+def _twin(layer, hidden: Tensor, window: int | None, fresh: dict) -> PrunedLayer:
+    plain, device = type(layer), hidden.device
+    if (
+        plain is StaticSlidingWindowLayer
+        and window
+        and window > layer.max_cache_len
+        and not layer.cumulative_length_int
+    ):
+        # the whole cache is smaller than the window, so nothing ever slides
+        return _twin(_like(layer, StaticLayer(layer.max_cache_len)), hidden, window, fresh)
     if plain not in (DynamicLayer, DynamicSlidingWindowLayer, StaticLayer):
         raise NotImplementedError(
             f"vtprune cannot prune a {plain.__name__}; it prunes DynamicLayer, empty DynamicSlidingWindowLayer and "
-            "StaticLayer. Use the default cache, or cache_implementation='static' on a model without sliding windows"
+            "StaticLayer. Use the default cache, or a static one that fits into every sliding window"
         )
     if plain is DynamicSlidingWindowLayer:
-        if layer.get_seq_length():
+        held = layer.keys.shape[-2] if layer.get_seq_length() else 0
+        if layer.get_seq_length() > held:
             raise NotImplementedError(
-                f"a sliding-window cache that already holds {layer.get_seq_length()} tokens cannot be pruned: what "
-                "left the window is gone. Pass the whole conversation without past_key_values"
+                f"a sliding-window cache of which {layer.get_seq_length() - held} of {layer.get_seq_length()} tokens "
+                "have left the window cannot be pruned: they are gone. Pass the whole conversation without past_key_values"
             )
-        # all kept tokens stay; the model's own sliding mask does the window
+        # all kept tokens stay from here on; the model's own sliding mask does the window
         plain = DynamicLayer
     twin = object.__new__(pruned_class(plain))
-    twin.__dict__.update(layer.__dict__ if plain is type(layer) else plain().__dict__)
+    twin.__dict__.update(layer.__dict__)
     twin.is_sliding, twin.arrival = layer.is_sliding, None
     if plain is StaticLayer:
-        twin.prepare(batch, device)
+        twin.prepare(hidden.shape[0], device)
         return twin
     stored = layer.get_seq_length()
     if stored not in fresh:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 from typing import Any
 
 from vtprune.cli_measure import Look, Times, agreement, middle, middle_ratio
@@ -24,19 +25,20 @@ def pruned_numbers(look: Look, times: Times, report: Report) -> dict[str, Any]:
         "token_ms": middle(times.token),
         "selector_ms": middle(times.selector),
         "kv_bytes": look.kv_bytes,
-        "kv_bytes_predicted": report.kv_bytes_predicted,
-        "kv_bytes_unpruned_predicted": report.kv_bytes_unpruned,
-        "flops": report.flops.total_causal,
-        "flops_unpruned": report.flops_unpruned.total_causal,
-        "flops_selector": report.flops_selector.total_causal,
-        "flops_vision": _vision_flops(report),
+        "kv_bytes_predicted": _if_known(lambda: report.kv_bytes_predicted),
+        "kv_bytes_unpruned_predicted": _if_known(lambda: report.kv_bytes_unpruned),
+        "flops": _if_known(lambda: report.flops.total_causal),
+        "flops_unpruned": _if_known(lambda: report.flops_unpruned.total_causal),
+        "flops_selector": _if_known(lambda: report.flops_selector.total_causal),
+        "flops_vision": _if_known(lambda: report.flops_vision.total),
         "notes": report.notes,
     }
 
 
-def _vision_flops(report: Report) -> int | None:
+def _if_known(count: Callable[[], int]) -> int | None:
+    """A number that the report computes; None for decoders and towers whose arithmetic it does not know."""
     try:
-        return report.flops_vision.total
+        return count()
     except NotImplementedError:
         return None
 
@@ -105,6 +107,7 @@ def _rows(pruned: dict, plain: dict | None, comparison: dict | None) -> list[tup
     plain, ratio = plain or {}, comparison or {}
     before, after = pruned["visual_tokens_before"], pruned["visual_tokens"]
     whole, left = pruned["flops_unpruned"], pruned["flops"]
+    share = left / whole if whole else None
     times = [
         ("prefill, ms", _ms(plain.get("prefill_ms")), _ms(pruned["prefill_ms"]), _ratio(ratio.get("prefill_ratio"))),
         ("each later token, ms", _ms(plain.get("token_ms")), _ms(pruned["token_ms"]), _ratio(ratio.get("token_ratio"))),
@@ -114,8 +117,8 @@ def _rows(pruned: dict, plain: dict | None, comparison: dict | None) -> list[tup
         ("visual tokens", f"{before:,}", f"{after:,}", _ratio(after / before)),
         *(times if pruned["prefill_ms"] is not None else ()),
         ("KV cache, bytes", _count(plain.get("kv_bytes")), _count(pruned["kv_bytes"]), _ratio(ratio.get("kv_ratio"))),
-        ("prefill FLOPs of decoder and selector", engineering(whole), engineering(left), _ratio(left / whole)),
-        ("vision tower and projector FLOPs", *[engineering(pruned["flops_vision"])] * 2, ""),
+        ("prefill FLOPs, decoder and signals", engineering(whole), engineering(left), _ratio(share)),
+        ("FLOPs, vision tower and projector", *[engineering(pruned["flops_vision"])] * 2, ""),
     ]
 
 

@@ -95,6 +95,7 @@ def check(arguments: argparse.Namespace) -> Any:
 
 def pictures_and_prompt(arguments: argparse.Namespace) -> tuple[list, str, str | None]:
     """The pictures, the question, and the right answer where it is known."""
+    from vtprune.cli_prompt import PLACE, split_prompt
     from vtprune.embedded import example
     from vtprune.images import read_image
     from vtprune.models import EMBEDDED
@@ -102,11 +103,13 @@ def pictures_and_prompt(arguments: argparse.Namespace) -> tuple[list, str, str |
     if arguments.image:
         general = "How many objects are there?" if arguments.model == EMBEDDED else "Describe the image."
         prompt = general if arguments.prompt is None else arguments.prompt
-        return [read_image(path) for path in arguments.image], _asked(prompt), None
+        split_prompt(_asked(prompt), PLACE, len(arguments.image))
+        return [read_image(path) for path in arguments.image], prompt, None
     picture, question, right = example()
     if arguments.prompt is None:
         return [picture], question, right
-    return [picture], _asked(arguments.prompt), None
+    split_prompt(_asked(arguments.prompt), PLACE, 1)
+    return [picture], arguments.prompt, None
 
 
 def _asked(prompt: str) -> str:

@@ -88,8 +88,3 @@ def is_compiled_call() -> bool:
     callback that does so is private to torch (2.2 to 2.13).
     """
     return torch.compiler.is_compiling() or torch._C._dynamo.eval_frame.get_eval_frame_callback() is not None
-
-
-def window(decoder: Any, index: int) -> int | None:
-    """How many tokens a layer's attention looks back; None for all."""
-    return getattr(getattr(decoder.layers[index], "self_attn", None), "sliding_window", None)

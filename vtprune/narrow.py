@@ -44,7 +44,7 @@ class LayerArguments:
         layer = live_layer(cache, index) if cache is not None else None
         if forward.columns is not None:
             if cache is not None:
-                layer = prune_layer(cache, index, hidden.shape[0], hidden.device, forward.fresh)
+                layer = prune_layer(cache, index, hidden, self._window(index), forward.fresh)
                 layer.arrival = forward.arrival
             self._check_arguments(bound, forward)
         elif not isinstance(layer, PrunedLayer):
@@ -85,7 +85,7 @@ class LayerArguments:
             positions, valid, start = forward.columns, forward.valid, 0
         else:
             (positions, valid), start = slots.materialize(), slots.length - length
-        window = compat.window(self.decoder, index)
+        window = self._window(index)
         if window and "flash" in kind and start + length > window:
             raise NotImplementedError(
                 f"layer {index} of {type(self.decoder).__name__} has a window of {window} tokens, which FlashAttention "
@@ -95,6 +95,9 @@ class LayerArguments:
         valid = None if valid is None else valid.to(device)
         columns = None if forward.columns is None else forward.columns.to(device)
         return narrow_mask(mask, columns, positions, valid, hidden.shape[1], start, start + length, kind, hidden.dtype)
+
+    def _window(self, index: int) -> int | None:
+        return compat.attention_window(self.decoder.layers[index].self_attn)
 
     def _gathered(self, forward: Forward, tables):
         if tables is None:
