@@ -18,15 +18,16 @@ from PIL import Image
 import vtprune
 import vtprune.embedded
 from tests import model_folder
-from vtprune import cli, cli_run
+from vtprune import cli
 from vtprune.cli import main
-from vtprune.cli_console import printable, write_json
-from vtprune.cli_docs import entries, policy_card, split_source
-from vtprune.cli_error import UserError, one_line
-from vtprune.cli_measure import Look, Times, agreement, middle_ratio, time_variants, timed_tokens
-from vtprune.cli_options import make_policy, parse_value, type_name
-from vtprune.cli_prompt import make_inputs, split_prompt
-from vtprune.cli_result import compared, engineering
+from vtprune.cli import run as cli_run
+from vtprune.cli.console import printable, write_json
+from vtprune.cli.docs import entries, policy_card, split_source
+from vtprune.cli.error import UserError, one_line
+from vtprune.cli.measure import Look, Times, agreement, middle_ratio, time_variants, timed_tokens
+from vtprune.cli.options import make_policy, parse_value, type_name
+from vtprune.cli.prompt import make_inputs, split_prompt
+from vtprune.cli.result import compared, engineering
 from vtprune.families.base import FAMILIES
 from vtprune.models import Loaded, load
 from vtprune.policies.base import POLICIES, ScorePolicy
@@ -413,7 +414,7 @@ def test_exit_codes(error, code, said, monkeypatch, capsys):
     def fail(arguments):
         raise error
 
-    monkeypatch.setattr("vtprune.cli_families.run", fail)
+    monkeypatch.setattr("vtprune.cli.families.run", fail)
     assert main(["families"]) == code
     assert capsys.readouterr() == ("", said)
     if code == 2:
@@ -427,7 +428,7 @@ def test_a_mistake_of_ours_is_no_user_error(monkeypatch):
     def fail(arguments):
         raise AssertionError("a bug")
 
-    monkeypatch.setattr("vtprune.cli_families.run", fail)
+    monkeypatch.setattr("vtprune.cli.families.run", fail)
     with pytest.raises(AssertionError):
         main(["families"])
 
@@ -518,7 +519,7 @@ def test_help_and_mistakes_load_no_transformers():
     done = python("-c", code)
     modules = done.stdout.splitlines()
     assert "(0, 2)" in modules and done.stderr.count("\n") == 1 and "got 75" in done.stderr
-    assert "vtprune.cli_run" in modules and not {"rich", "transformers", "jinja2"} & set(modules)
+    assert "vtprune.cli.run" in modules and not {"rich", "transformers", "jinja2"} & set(modules)
 
 
 # ------------------------------------------------------------------------------------------------------- the parts
@@ -649,7 +650,7 @@ def test_variants_are_timed_in_turn(monkeypatch):
     def once(loaded, inputs, tokens, times):
         times.prefill.append(float(len(order)))
 
-    monkeypatch.setattr("vtprune.cli_measure._time_once", once)
+    monkeypatch.setattr("vtprune.cli.measure._time_once", once)
     variants = {"a": lambda: Stand("a"), "b": lambda: Stand("b")}
     times = time_variants(None, {}, variants, 8, rounds=3)
     assert order == ["a", "b", "b", "a", "a", "b"]
@@ -657,7 +658,7 @@ def test_variants_are_timed_in_turn(monkeypatch):
     assert middle_ratio(times["b"].prefill, times["a"].prefill) == 1.2  # of 2, 0.75 and 1.2
     order.clear()
     assert len(time_variants(None, {}, variants, 8)["a"].prefill) == 9, "quick ones are repeated"
-    monkeypatch.setattr("vtprune.cli_measure.SECONDS", -1.0)
+    monkeypatch.setattr("vtprune.cli.measure.SECONDS", -1.0)
     assert len(time_variants(None, {}, variants, 8)["a"].prefill) == 3, "slow ones too, but not often"
     assert middle_ratio(Times().prefill, Times().prefill) is None
     assert [timed_tokens(n) for n in (1, 2, 5, 100)] == [2, 2, 5, 8]
@@ -666,7 +667,7 @@ def test_variants_are_timed_in_turn(monkeypatch):
 def test_what_is_timed(monkeypatch):
     """Oracle: a clock that shows 0, 100, 130, 160 and 190 ms: the first token took 100, each later one 30."""
     clock = iter([0, 0.1, 0.13, 0.16, 0.19])
-    monkeypatch.setattr("vtprune.cli_measure.now", lambda device: next(clock))
+    monkeypatch.setattr("vtprune.cli.measure.now", lambda device: next(clock))
 
     class Model:
         device = torch.device("cpu")

@@ -111,7 +111,7 @@ def _pruner(model: nn.Module):
 
 def _make(policy: str | Policy, options: dict) -> Policy:
     if isinstance(policy, str):
-        return _named(policy, options)
+        return named_policy(policy, options)
     if options:
         raise TypeError(
             f"options {sorted(options)} go with a policy name; got a {type(policy).__name__} object, which has its own"
@@ -127,7 +127,8 @@ def _make(policy: str | Policy, options: dict) -> Policy:
     return policy
 
 
-def _named(name: str, options: dict) -> Policy:
+def named_policy(name: str, options: dict) -> Policy:
+    """The registered policy ``name`` with ``options``. Raises ValueError that suggests the name or option meant."""
     if name not in POLICIES:
         close = difflib.get_close_matches(name, POLICIES, 1)
         hint = f"did you mean {close[0]!r}? " if close else ""

@@ -230,7 +230,7 @@ def _twin(layer, hidden: Tensor, window: int | None, fresh: dict) -> PrunedLayer
         return _twin(_like(layer, StaticLayer(layer.max_cache_len)), hidden, window, fresh)
     if plain not in (DynamicLayer, DynamicSlidingWindowLayer, StaticLayer):
         raise NotImplementedError(
-            f"vtprune cannot prune a {plain.__name__}; it prunes DynamicLayer, empty DynamicSlidingWindowLayer and "
+            f"vtprune cannot prune a {plain.__name__}; it prunes DynamicLayer, DynamicSlidingWindowLayer and "
             "StaticLayer. Use the default cache, or a static one that fits into every sliding window"
         )
     if plain is DynamicSlidingWindowLayer:
@@ -238,7 +238,7 @@ def _twin(layer, hidden: Tensor, window: int | None, fresh: dict) -> PrunedLayer
         if layer.get_seq_length() > held:
             raise NotImplementedError(
                 f"a sliding-window cache of which {layer.get_seq_length() - held} of {layer.get_seq_length()} tokens "
-                "have left the window cannot be pruned: they are gone. Pass the whole conversation without past_key_values"
+                "have left the window cannot be pruned. Pass the whole conversation without past_key_values"
             )
         # all kept tokens stay from here on; the model's own sliding mask does the window
         plain = DynamicLayer

@@ -9,7 +9,7 @@ import sys
 from dataclasses import dataclass
 from typing import Any
 
-from vtprune.cli_options import option_types, type_name
+from vtprune.cli.options import option_types, type_name
 
 _ENTRY = re.compile(r"(\w+(?:, \w+)*):\s+(\S.*)")
 

@@ -11,7 +11,7 @@ from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
-from vtprune.cli_error import UserError
+from vtprune.cli.error import UserError
 
 HELP = "answer a question about pictures with pruned visual tokens; without arguments, an example"
 
@@ -52,8 +52,8 @@ def run(arguments: argparse.Namespace) -> int:
     """Answers, measures, prints, draws."""
     policy = check(arguments)
     # transformers is loaded from here on
-    from vtprune.cli_console import STDOUT, say, write_json
-    from vtprune.cli_result import print_result
+    from vtprune.cli.console import STDOUT, say, write_json
+    from vtprune.cli.result import print_result
 
     with notes_instead_of_warnings():
         images, prompt, right = pictures_and_prompt(arguments)
@@ -73,9 +73,9 @@ def run(arguments: argparse.Namespace) -> int:
 
 def check(arguments: argparse.Namespace) -> Any:
     """The policy of the command line. Raises for what can be told to be wrong before anything is loaded."""
-    from vtprune.cli_console import STDOUT, check_writable
-    from vtprune.cli_options import make_policy
-    from vtprune.cli_overlay import check_target
+    from vtprune.cli.console import STDOUT, check_writable
+    from vtprune.cli.options import make_policy
+    from vtprune.cli.overlay import check_target
     from vtprune.models import read_device, read_dtype
 
     if arguments.max_new_tokens < 1:
@@ -95,7 +95,7 @@ def check(arguments: argparse.Namespace) -> Any:
 
 def pictures_and_prompt(arguments: argparse.Namespace) -> tuple[list, str, str | None]:
     """The pictures, the question, and the right answer where it is known."""
-    from vtprune.cli_prompt import PLACE, split_prompt
+    from vtprune.cli.prompt import PLACE, split_prompt
     from vtprune.embedded import example
     from vtprune.images import read_image
     from vtprune.models import EMBEDDED
@@ -122,9 +122,9 @@ def answer(arguments: argparse.Namespace, policy: Any, images: list, prompt: str
     """The result as plain values, and a function that draws the overlay (None if none is wanted)."""
     import torch
 
-    from vtprune.cli_console import note, status, still
-    from vtprune.cli_measure import Times, look, time_variants
-    from vtprune.cli_prompt import make_inputs, unknown_words
+    from vtprune.cli.console import note, status, still
+    from vtprune.cli.measure import Times, look, time_variants
+    from vtprune.cli.prompt import make_inputs, unknown_words
     from vtprune.models import load
 
     with quiet_transformers(), status(f"loading {arguments.model}"):
@@ -168,8 +168,8 @@ def _variants(model, policy: Any, arguments: argparse.Namespace) -> dict:
 
 def _result(arguments, policy, loaded, images, prompt, right, looks, times, report) -> dict[str, Any]:
     from vtprune import __version__
-    from vtprune.cli_measure import timed_tokens
-    from vtprune.cli_result import compared, plain_numbers, policy_values, pruned_numbers
+    from vtprune.cli.measure import timed_tokens
+    from vtprune.cli.result import compared, plain_numbers, policy_values, pruned_numbers
 
     model, plain = loaded.model, looks.get("unpruned")
     paths = arguments.image or ["bundled"]
@@ -198,7 +198,7 @@ def _result(arguments, policy, loaded, images, prompt, right, looks, times, repo
 
 
 def _draw(arguments: argparse.Namespace, report, images: list, inputs, loaded) -> None:
-    from vtprune.cli_overlay import draw_report, save
+    from vtprune.cli.overlay import draw_report, save
 
     save(draw_report(report, images, inputs, loaded.processor, arguments.policy), arguments.overlay)
 
@@ -222,7 +222,7 @@ def quiet_transformers() -> Iterator[None]:
 @contextmanager
 def notes_instead_of_warnings() -> Iterator[None]:
     """Warnings of vtprune become notes of one line on the error stream; those of other packages are left out."""
-    from vtprune.cli_console import note
+    from vtprune.cli.console import note
 
     # Pillow tells its logger about damage that it then raises
     pillow = logging.getLogger("PIL")

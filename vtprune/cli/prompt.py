@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from PIL import Image
 
-from vtprune.cli_error import UserError, one_line
+from vtprune.cli.error import UserError, one_line
 from vtprune.models import Loaded
 
 PLACE = "<image>"

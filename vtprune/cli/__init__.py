@@ -13,12 +13,12 @@ import sys
 from collections.abc import Sequence
 from importlib import import_module
 
-from vtprune.cli_error import Parser, UserError, did_you_mean, one_line
+from vtprune.cli.error import Parser, UserError, did_you_mean, one_line
 
 COMMANDS = {
-    "run": "vtprune.cli_run",
-    "policies": "vtprune.cli_policies",
-    "families": "vtprune.cli_families",
+    "run": "vtprune.cli.run",
+    "policies": "vtprune.cli.policies",
+    "families": "vtprune.cli.families",
 }
 """The commands by name, in the order of the help."""
 

@@ -7,8 +7,8 @@ from pathlib import Path
 
 from PIL import Image
 
-from vtprune.cli_console import check_writable
-from vtprune.cli_error import UserError
+from vtprune.cli.console import check_writable
+from vtprune.cli.error import UserError
 from vtprune.draw import caption, overlay, side_by_side, stack
 from vtprune.images import seen_images
 from vtprune.report import Report

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from vtprune.cli_error import UserError
+from vtprune.cli.error import UserError
 
 STDOUT = "-"
 

@@ -15,8 +15,8 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> int:
     """Prints the table: ``model_type`` of a config, the family that serves it, a line about it."""
     from vtprune import families  # noqa: F401 (importing registers them)
-    from vtprune.cli_console import STDOUT, table, write_json
-    from vtprune.cli_docs import first_line
+    from vtprune.cli.console import STDOUT, table, write_json
+    from vtprune.cli.docs import first_line
     from vtprune.families.base import FAMILIES
 
     found = [

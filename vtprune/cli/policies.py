@@ -6,7 +6,7 @@ import argparse
 import dataclasses
 from typing import Any
 
-from vtprune.cli_error import UserError, did_you_mean
+from vtprune.cli.error import UserError, did_you_mean
 
 HELP = "list the policies and their options"
 
@@ -19,8 +19,8 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Prints the table, or the named policies in full."""
-    from vtprune.cli_console import STDOUT, write_json
-    from vtprune.cli_docs import policy_card
+    from vtprune.cli.console import STDOUT, write_json
+    from vtprune.cli.docs import policy_card
     from vtprune.policies.base import POLICIES
 
     for name in arguments.names:
@@ -52,7 +52,7 @@ def plain_value(value: Any) -> Any:
 
 
 def _print_table(cards) -> None:
-    from vtprune.cli_console import say, table
+    from vtprune.cli.console import say, table
 
     rows = []
     for card in cards:
@@ -63,15 +63,15 @@ def _print_table(cards) -> None:
 
 
 def _print_card(card) -> None:
-    from vtprune.cli_console import say, table
+    from vtprune.cli.console import say, table
 
     say(card.name, style="bold")
     for text in (card.title, card.summary, card.source, card.differs):
         if text:
-            say(f"  {text}")
-    rows = [(f"  {o.name}", o.type, shown(o.default), o.help) for o in card.options]
+            say(text)
+    rows = [(o.name, o.type, shown(o.default), o.help) for o in card.options]
     if rows:
-        table(("  option", "type", "default", "meaning"), rows)
+        table(("option", "type", "default", "meaning"), rows)
     say("")
 
 

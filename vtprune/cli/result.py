@@ -6,8 +6,8 @@ import dataclasses
 from collections.abc import Callable
 from typing import Any
 
-from vtprune.cli_measure import Look, Times, agreement, middle, middle_ratio
-from vtprune.cli_policies import plain_value, shown
+from vtprune.cli.measure import Look, Times, agreement, middle, middle_ratio
+from vtprune.cli.policies import plain_value, shown
 from vtprune.report import Report
 from vtprune.tokens import site_name
 
@@ -74,7 +74,7 @@ def policy_values(name: str, policy: object) -> dict[str, Any]:
 
 def print_result(result: dict[str, Any]) -> None:
     """The tables and the lines below them."""
-    from vtprune.cli_console import say, table
+    from vtprune.cli.console import say, table
 
     policy, pruned, plain = result["policy"], result["pruned"], result["unpruned"]
     options = ", ".join(f"{k}={shown(v)}" for k, v in policy["options"].items() if v is not None)

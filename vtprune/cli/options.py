@@ -8,7 +8,7 @@ import typing
 from collections.abc import Sequence
 from typing import Any, Literal, Union
 
-from vtprune.cli_error import UserError
+from vtprune.cli.error import UserError
 
 _TRUE, _FALSE = ("true", "yes", "on", "1"), ("false", "no", "off", "0")
 _EMPTY = ("none", "null")
@@ -134,7 +134,7 @@ def make_policy(
     texts: of ``--option``. keep_ratio, n_keep: texts too, instead of those options. seed: for a policy that has one.
     Raises UserError for texts that are no values, ValueError for a name or values that the policy refuses.
     """
-    from vtprune.api import _named
+    from vtprune.api import named_policy
     from vtprune.policies.base import POLICIES
 
     cls = POLICIES.get(name, object)
@@ -149,7 +149,7 @@ def make_policy(
         options[option] = _number(option, text)
     if seed is not None and "seed" in option_types(cls):
         options.setdefault("seed", seed)
-    return _named(name, options)
+    return named_policy(name, options)
 
 
 def _number(option: str, text: str) -> float | int:
