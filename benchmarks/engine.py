@@ -28,7 +28,7 @@ from benchmarks.measure import ROOT, conditions, paired
 
 RESULTS = ROOT / "benchmarks" / "results"
 PARTS = ("speed", "memory", "hooks", "select")
-QUICK = {"images": [1], "rounds": [2], "steps": 6, "hook_rounds": 60, "sizes": [576, 2880]}
+QUICK = {"images": [1], "keep": [0.25], "rounds": [2], "steps": 5, "hook_rounds": 60, "sizes": [576, 2880]}
 
 
 def numbers(of: Callable = int) -> Callable[[str], list]:

@@ -10,7 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 import torch
 
 import vtprune
-from benchmarks.engine_model import SHAPES, Steps, build, prefill, prompt
+from benchmarks.engine_model import SHAPES, Steps, build, prefill, prompt, short_prompt
 from benchmarks.measure import ROOT, peak_bytes
 from vtprune.tokens import BEFORE_LLM, site_name
 
@@ -35,7 +35,7 @@ def measure_here(shape: str, dtype: str, device: str, images: int, n_text: int, 
     if policy:
         vtprune.wrap(model, policy, **options)
     # lazily loaded code and first-use buffers are no part of it
-    small = prompt(model, [1], n_text)
+    small = short_prompt(model, [8], n_text)
     Steps(model, small, prefill(model, small))()
     inputs = prompt(model, [images], n_text)
 

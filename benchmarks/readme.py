@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 
 import vtprune
-from vtprune.cli_docs import policy_card
+from vtprune.cli.docs import policy_card
 from vtprune.families.base import FAMILIES
 from vtprune.policies.base import POLICIES
 from vtprune.signals import parse

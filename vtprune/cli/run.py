@@ -28,7 +28,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     add("--image", nargs="+", action="extend", metavar="FILE", help="one picture or several (default: a bundled one)")
     add("--prompt", help="the question; <image> says where a picture goes (default: pictures first)")
     add("--model", default="embedded", metavar="FOLDER", help="a model folder, or 'embedded' (the default)")
-    add("--policy", default="fastv", metavar="NAME", help="see vtprune policies (default: fastv)")
+    add("--policy", metavar="NAME", help="see vtprune policies (default: fastv)")
     add("--keep-ratio", metavar="R", help="the fraction of visual tokens kept, in (0, 1]")
     add("--n-keep", metavar="N", help="the number of visual tokens kept, instead")
     add("--option", action="append", default=[], metavar="NAME=VALUE", help="another option of the policy; repeatable")
@@ -50,6 +50,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Answers, measures, prints, draws."""
+    fill_in(arguments)
     policy = check(arguments)
     # transformers is loaded from here on
     from vtprune.cli.console import STDOUT, say, write_json
@@ -69,6 +70,15 @@ def run(arguments: argparse.Namespace) -> int:
         if arguments.json != STDOUT:
             say(f"Drawn: {arguments.overlay}")
     return 0
+
+
+def fill_in(arguments: argparse.Namespace) -> None:
+    """The policy if none is named; for the bundled example one that suits its model of six layers."""
+    said = (arguments.image, arguments.policy, arguments.option, arguments.keep_ratio, arguments.n_keep)
+    if arguments.model == "embedded" and not any(said):
+        # its question reaches the picture in layer 2, so the attention that FastV reads means something from there on
+        arguments.option, arguments.keep_ratio = ["layer=3"], "0.25"
+    arguments.policy = arguments.policy or "fastv"
 
 
 def check(arguments: argparse.Namespace) -> Any:

@@ -1,0 +1,45 @@
+"""The trained models that ship with vtprune: small, stock transformers models that load with no network."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import torch
+    from PIL.Image import Image
+    from transformers import LlavaForConditionalGeneration, LlavaProcessor
+
+__all__ = ["example", "image_path", "load_image"]
+
+EXAMPLE_SEED = 43  # of the test split; the bundled picture is this scene
+EXAMPLE_QUESTION, EXAMPLE_ANSWER = "Which digit is cyan?", "5"
+
+
+def image_path() -> Path:
+    """The folder of the image model: weights, configuration, processor and its card (``README.md``)."""
+    return Path(__file__).with_name("image")
+
+
+def load_image(
+    dtype: torch.dtype | None = None, device: str | torch.device = "cpu"
+) -> tuple[LlavaForConditionalGeneration, LlavaProcessor]:
+    """The image model, ready to generate, and its processor: a stock LLaVA with 144 visual tokens per picture.
+
+    dtype:  of the weights in memory, float32 if None; on disk they are bfloat16.
+    device: where the model goes.
+    """
+    import torch
+    from transformers import AutoModelForImageTextToText, AutoProcessor
+
+    folder = image_path()
+    model = AutoModelForImageTextToText.from_pretrained(folder, dtype=dtype or torch.float32, local_files_only=True)
+    return model.to(device).eval(), AutoProcessor.from_pretrained(folder, local_files_only=True)
+
+
+def example() -> tuple[Image, str, str]:
+    """A picture (RGB) that the model was not trained on, a question about it, and the right answer."""
+    from PIL import Image
+
+    with Image.open(Path(__file__).with_name("example.png")) as picture:
+        return picture.convert("RGB"), EXAMPLE_QUESTION, EXAMPLE_ANSWER

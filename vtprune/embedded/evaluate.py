@@ -1,0 +1,118 @@
+"""Accuracy of the embedded image model on scenes it was not trained on: ``python -m vtprune.embedded.evaluate``.
+
+Every answer goes through the stock path, chat template, processor and ``model.generate``; what it says beside the
+picture of another scene, a grey picture or none at all shows how much it owes to the picture. Writes the model's card.
+"""
+
+import argparse
+import json
+import logging
+from collections import Counter, defaultdict
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+from PIL import Image
+
+from vtprune.embedded import image_path, load_image
+from vtprune.embedded.architecture import MEAN
+from vtprune.embedded.card import card, interval
+from vtprune.embedded.drawing import SIZE
+from vtprune.embedded.scenes import KINDS, Question, make_scene
+
+LOG = logging.getLogger(__name__)
+CONDITIONS = ("picture", "wrong picture", "grey picture", "no picture")
+BATCH = 64
+FIRST_SEED = 1000  # earlier scenes of the test split were looked at while the training was being tuned
+PRIOR_SCENES = 1500  # of the training split, for the most frequent answer to each question
+
+
+@dataclass(frozen=True)
+class Asked:
+    """A question with the picture of its scene, and that of another scene."""
+
+    question: Question
+    picture: Image.Image
+    wrong: Image.Image
+
+
+def held_out(n_scenes: int, first_seed: int = FIRST_SEED) -> list[Asked]:
+    """All questions about ``n_scenes`` scenes of the test split; the wrong picture is that of the next scene."""
+    scenes = [make_scene(first_seed + i, "test") for i in range(n_scenes)]
+    following = [*scenes[1:], scenes[0]]
+    return [
+        Asked(question, scene.image, other.image)
+        for scene, other in zip(scenes, following, strict=True)
+        for question in scene.questions
+    ]
+
+
+def show(asked: Asked, condition: str) -> Image.Image | None:
+    """The picture that goes with the question under one of ``CONDITIONS``."""
+    grey = Image.new("RGB", (SIZE, SIZE), tuple(round(255 * value) for value in MEAN))
+    return {"picture": asked.picture, "wrong picture": asked.wrong, "grey picture": grey, "no picture": None}[condition]
+
+
+def answers(model, processor, pairs: list[tuple[Image.Image | None, str]], batch: int = BATCH) -> Iterator[str]:
+    """The model's greedy answers to (picture or None, question) pairs; all pairs or none must have a picture."""
+    for first in range(0, len(pairs), batch):
+        pictures, texts = zip(*pairs[first : first + batch], strict=True)
+        prompts = []
+        for picture, text in zip(pictures, texts, strict=True):
+            content = [{"type": "image"}] * (picture is not None) + [{"type": "text", "text": text}]
+            chat = [{"role": "user", "content": content}]
+            prompts.append(processor.apply_chat_template(chat, add_generation_prompt=True))
+        inputs = processor(
+            images=list(pictures) if pictures[0] is not None else None, text=prompts, padding=True, return_tensors="pt"
+        ).to(model.device)
+        with torch.inference_mode():
+            output = model.generate(**inputs)
+        new = output[:, inputs["input_ids"].shape[1] :]
+        yield from (text.strip() for text in processor.batch_decode(new, skip_special_tokens=True))
+
+
+def prior_answers(questions: list[Question]) -> list[str]:
+    """The most frequent answer to each question's kind among training scenes: what a constant guess is worth."""
+    counts: dict[str, Counter] = defaultdict(Counter)
+    for seed in range(PRIOR_SCENES):
+        for question in make_scene(seed, "train").questions:
+            counts[question.kind][question.answer] += 1
+    return [counts[question.kind].most_common(1)[0][0] for question in questions]
+
+
+def measure(model, processor, n_scenes: int, conditions: tuple[str, ...] = CONDITIONS) -> dict[str, dict]:
+    """{kind, and "all": {"n": questions, condition: right answers, "most frequent answer": right answers}}."""
+    everything = held_out(n_scenes)
+    said = {
+        condition: list(answers(model, processor, [(show(a, condition), a.question.text) for a in everything]))
+        for condition in conditions
+    }
+    said["most frequent answer"] = prior_answers([a.question for a in everything])
+    rows = {}
+    for kind in (*KINDS, "all"):
+        which = [i for i, a in enumerate(everything) if kind in (a.question.kind, "all")]
+        rows[kind] = {"n": len(which)} | {
+            column: sum(texts[i] == everything[i].question.answer for i in which) for column, texts in said.items()
+        }
+    return rows
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--scenes", type=int, default=150, help="number of scenes of the test split")
+    parser.add_argument("--threads", type=int, default=1)
+    options = parser.parse_args()
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    torch.set_num_threads(options.threads)
+    rows = measure(*load_image(), options.scenes)
+    for kind, row in rows.items():
+        low, high = interval(row["picture"], row["n"])
+        shares = ", ".join(f"{name} {100 * row[name] / row['n']:.1f} %" for name in row if name != "n")
+        LOG.info(f"{kind}: n {row['n']}, {shares} (picture: {100 * low:.1f} to {100 * high:.1f})")
+    facts = json.loads((image_path() / "training.json").read_text())
+    command = f"python -m vtprune.embedded.evaluate --scenes {options.scenes}"
+    (image_path() / "README.md").write_text(card(rows, facts, range(FIRST_SEED, FIRST_SEED + options.scenes), command))
+
+
+if __name__ == "__main__":
+    main()
