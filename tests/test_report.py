@@ -46,6 +46,7 @@ def test_flops_are_those_that_torch_counts(family, sites):
         flops = report.flops
         assert report.flops_selector.total == 0
         assert report.flops_vision.total == tower
+        assert report.flops_prefill.total == total
         unpruned = report.flops_unpruned
     assert flops.total == total - tower
     assert unpruned.total == count_flops(lambda: model(**inputs, logits_to_keep=1)) - tower

@@ -226,6 +226,11 @@ class Report:
         return vision_flops(self._model, base, [{**call, "kind": kind} for kind, call in self.vision_calls])
 
     @property
+    def flops_prefill(self) -> flops.Flops:
+        """FLOPs of the whole prefill: vision tower, projector, decoder after pruning, head and selector."""
+        return self.flops_vision + self.flops
+
+    @property
     def flops_fastv(self) -> int:
         """FastV's figure for the last prefill: per layer 4 n d^2 + 2 n^2 d + 2 n d m."""
         config = self._text_config

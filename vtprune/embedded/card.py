@@ -80,8 +80,8 @@ model trained on answers alone, which favours policies that read it.
 
 ## Licences
 
-* Digits: "Optical Recognition of Handwritten Digits" (E. Alpaydin, C. Kaynak, UCI Machine Learning Repository,
-  CC BY 4.0), in the form that scikit-learn (BSD 3-Clause) bundles.
+* Digits: "Optical Recognition of Handwritten Digits" (E. Alpaydin, C. Kaynak, UCI Machine Learning
+  Repository), in the form that scikit-learn (BSD 3-Clause) bundles.
 * Photographs: `china.jpg` (flickr.com/photos/danielbuechele/6061409035) by danielbuechele and `flower.jpg`
   (flickr.com/photos/vultilion/6056698931) by vultilion, both CC BY 2.0, bundled by scikit-learn; here at half size, in
   `scene_assets.npz`, and darkened in scenes and in `example.png`.
