@@ -131,4 +131,5 @@ def test_the_pipeline_answers_with_a_pruned_model(tmp_path):
     prompt = processor.apply_chat_template(chat, add_generation_prompt=True, tokenize=False)
     inputs = processor(images=image, text=prompt, return_tensors="pt")
     expected = model.generate(**inputs, max_new_tokens=3, do_sample=False)[0, inputs["input_ids"].shape[1] :]
-    assert out[0]["generated_text"] == processor.decode(expected, skip_special_tokens=True)
+    # the pipeline keeps the space between prompt and answer
+    assert out[0]["generated_text"].strip() == processor.decode(expected, skip_special_tokens=True).strip() != ""
