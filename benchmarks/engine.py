@@ -28,7 +28,7 @@ from benchmarks.measure import ROOT, conditions, paired
 
 RESULTS = ROOT / "benchmarks" / "results"
 PARTS = ("speed", "memory", "hooks", "select")
-QUICK = {"images": [1], "keep": [0.25], "rounds": [2], "steps": 5, "hook_rounds": 60, "sizes": [576, 2880]}
+QUICK = {"images": [1], "keep": [0.25], "rounds": [2], "steps": 5, "hook_rounds": 12, "sizes": [576, 2880]}
 
 
 def numbers(of: Callable = int) -> Callable[[str], list]:
@@ -48,7 +48,7 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     add("--keep", type=numbers(float), default=[0.25, 0.1], help="keep ratios")
     add("--rounds", type=numbers(), default=[5, 3], help="prefills of each configuration, for each prompt")
     add("--steps", type=int, default=15, help="decode steps of each configuration")
-    add("--hook-rounds", type=int, default=300, help="decode steps of the narrow model, for each case")
+    add("--hook-rounds", type=int, default=60, help="rounds of five decode steps of the narrow model, for each case")
     add("--sizes", type=numbers(), default=sorted(GRIDS), help=f"visual tokens to select from, of {sorted(GRIDS)}")
     add("--policies", type=lambda text: text.split(","), default=sorted(vtprune.POLICIES), help="to select with")
     add("--parts", type=lambda text: text.split(","), default=list(PARTS), help=f"of {','.join(PARTS)}")

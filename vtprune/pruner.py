@@ -37,8 +37,8 @@ class Pruner:
         self.layers = self.decoder.layers
         self.placeholders = family.placeholders(model)
         self.names = {
-            module: list(inspect.signature(module.forward).parameters)
-            for module in (self.base, self.decoder, self.layers[0])
+            kind: list(inspect.signature(module.forward).parameters)
+            for kind, module in (("base", self.base), ("decoder", self.decoder), ("layer", self.layers[0]))
         }
         self.report = Report(model, family, plan)
         self.arguments = LayerArguments(self.decoder, family)
@@ -89,12 +89,11 @@ class Pruner:
             forward.encoded[kind] = sources
         self.report.encoded(kind, arguments)
 
-    def _bind(self, module: nn.Module, args: tuple, kwargs: Mapping) -> dict:
-        names = self.names[module]
-        return {**dict(zip(names, args)), **kwargs} if args else kwargs
+    def _bind(self, kind: str, args: tuple, kwargs: Mapping) -> dict:
+        return {**dict(zip(self.names[kind], args, strict=False)), **kwargs} if args else kwargs
 
     def _enter_base(self, module: nn.Module, args: tuple, kwargs: dict) -> None:
-        bound = self._bind(module, args, kwargs)
+        bound = self._bind("base", args, kwargs)
         if compat.is_compiled_call():
             refuse_compiled_prefill(bound)
         if torch.compiler.is_compiling():
@@ -128,7 +127,7 @@ class Pruner:
     def _enter_decoder(self, module: nn.Module, args: tuple, kwargs: dict) -> None:
         if torch.compiler.is_compiling():
             return
-        bound = self._bind(module, args, kwargs)
+        bound = self._bind("decoder", args, kwargs)
         forward = CURRENT.get()
         if forward is None or forward.owner is not self:
             return
@@ -187,7 +186,7 @@ class Pruner:
             if forward.plain and kwargs.get("attention_mask") is None:
                 return None
             return self._enter_decode(forward, index, args, kwargs)
-        bound = dict(self._bind(self.layers[0], args, kwargs))
+        bound = dict(self._bind("layer", args, kwargs))
         hidden = bound.pop("hidden_states")
         if forward.layout is not None:
             for site in self.plan.before.get(index, ()):
@@ -202,18 +201,24 @@ class Pruner:
 
     def _enter_decode(self, forward: Forward, index: int, args: tuple, kwargs: dict):
         """A forward without visual tokens on a pruned cache: the mask is narrowed, positions renumbered if need be."""
-        bound = self._bind(self.layers[0], args, kwargs)
+        # layers get their hidden states, and no more than those, by place or everything by name in a decode step
+        bound = kwargs if len(args) == 1 else self._bind("layer", args, kwargs)
         cache = bound.get("past_key_values")
         layer = live_layer(cache, index) if cache is not None else None
         if not isinstance(layer, PrunedLayer):
             return None
-        bound = dict(bound)
-        hidden = bound.pop("hidden_states")
-        bound["attention_mask"] = self.arguments.mask(forward, index, layer, hidden, bound.get("attention_mask"))
+        hidden = args[0] if args else bound["hidden_states"]
+        out = {
+            **bound,
+            "attention_mask": self.arguments.mask(forward, index, layer, hidden, bound.get("attention_mask")),
+        }
         shift = layer.shift if isinstance(layer, PrunedStaticLayer) else layer.slots.shift
         if shift is not None:
-            bound["position_embeddings"] = self.arguments.renumbered(forward, index, hidden, bound, shift)
-        return (hidden,), bound
+            out["position_embeddings"] = self.arguments.renumbered(forward, index, hidden, bound, shift)
+        if len(args) == 1:
+            return args, out
+        out.pop("hidden_states")
+        return (hidden,), out
 
     def _enter_compiled_layer(self, index: int, args: tuple, kwargs: dict):
         """A decode step inside torch.compile; the prefill is never compiled by ``generate``."""
