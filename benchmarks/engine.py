@@ -5,7 +5,6 @@ prompt that was short from the start, pruning in layer 2 against what its FLOPs 
 """
 
 import argparse
-import functools
 import json
 import re
 import sys
@@ -46,9 +45,9 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     add("--images", type=numbers(), default=[1, 5], help="images of 576 visual tokens in the prompt, for each prompt")
     add("--text", type=int, default=64, help="text tokens in the prompt")
     add("--keep", type=numbers(float), default=[0.25, 0.1], help="keep ratios")
-    add("--rounds", type=numbers(), default=[5, 3], help="prefills of each configuration, for each prompt")
-    add("--steps", type=int, default=15, help="decode steps of each configuration")
-    add("--hook-rounds", type=int, default=60, help="rounds of five decode steps of the narrow model, for each case")
+    add("--rounds", type=numbers(), default=[4, 2], help="prefills of each configuration, for each prompt")
+    add("--steps", type=int, default=12, help="decode steps of each configuration")
+    add("--hook-rounds", type=int, default=30, help="rounds of five decode steps of the narrow model, for each case")
     add("--sizes", type=numbers(), default=sorted(GRIDS), help=f"visual tokens to select from, of {sorted(GRIDS)}")
     add("--policies", type=lambda text: text.split(","), default=sorted(vtprune.POLICIES), help="to select with")
     add("--parts", type=lambda text: text.split(","), default=list(PARTS), help=f"of {','.join(PARTS)}")
@@ -95,16 +94,12 @@ def speed_rows(args: argparse.Namespace, clock: dict, tell: Teller) -> list[dict
         bench = Bench(model, images, args.text, args.keep, policies)
         bench.start(tell)
         calls = {name: runner.prefill for name, runner in bench.runners.items()}
-        report = functools.partial(_round, tell, f"prefills with {bench.visual} visual tokens", rounds)
-        seconds, hooks = timed(bench, calls, rounds, clock, time.thread_time, report)
+        tell("prefills")
+        seconds, hooks = timed(bench, calls, rounds, clock, time.thread_time, tell)
         rows += [noise_row(bench, seconds), *prefill_rows(bench, seconds, hooks), *kv_rows(bench)]
-        tell(f"decode steps after {bench.visual} visual tokens")
-        rows += decode_rows(bench, args.steps, clock)
+        tell("decode steps")
+        rows += decode_rows(bench, args.steps, clock, tell)
     return rows
-
-
-def _round(tell: Teller, what: str, rounds: int, done: int) -> None:
-    tell(f"{what}: round {done} of {rounds}")
 
 
 def all_rows(args: argparse.Namespace, clock: dict, tell: Teller) -> list[dict]:
@@ -113,7 +108,8 @@ def all_rows(args: argparse.Namespace, clock: dict, tell: Teller) -> list[dict]:
         tell("peak memory, in processes of their own")
         child = ["--shape", args.shape, "--dtype", args.dtype, "--device", args.device]
         child += ["--images", str(max(args.images)), "--text", str(args.text)]
-        rows += memory_rows(child, settings(args.keep, LAYER), tell, 2 if args.device == "cpu" else 1)
+        wanted = settings(args.keep, LAYER)
+        rows += memory_rows(child, wanted[:3] if args.quick else wanted, tell, 2 if args.device == "cpu" else 1)
     if "hooks" in args.parts:
         rows += hook_rows(args.hook_rounds, tell=tell)
     if "select" in args.parts:

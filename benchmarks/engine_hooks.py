@@ -1,7 +1,8 @@
-"""What a decode step pays for being hooked: the hooks by themselves, and steps of a model so narrow that it shows."""
+"""What a decode step pays for being hooked, where nothing runs but Python: between the layers, and in the cache."""
 
 import statistics
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 import torch
@@ -9,12 +10,15 @@ from torch import nn
 
 import vtprune
 from benchmarks.engine_model import SHAPES, Steps, build, prefill, prompt, short_prompt, twin
-from benchmarks.engine_time import WALL, Bound, clock_of, hook_times, in_turns, spread
+from benchmarks.engine_time import WALL, Bound, hook_times, spread
 
 STEP = Bound("<=", 5.0)
-"""Microseconds that a decode step may take longer for each layer with a hook."""
+"""Microseconds that a decode step may take longer for each layer."""
 SIDE, TEXT = 8, 16
 BLOCKS, BURST = 6, 5
+
+Spans = list[list[float]]
+"""Of each place in a step the microseconds that it took in each step."""
 
 
 @dataclass(frozen=True)
@@ -49,8 +53,7 @@ def hook_rows(
     """One row for each case, on the CPU whatever the device: what is measured runs there.
 
     rounds: of BURST decode steps, beside as many of another model of the same weights that is not wrapped, on a prompt
-    of the same physical lengths. hook_us: one hook on one layer. step_us: what a step takes longer, by layer; medians
-    of BLOCKS runs of consecutive rounds, because single steps scatter by more than the bound.
+    of the same physical lengths. The rows give medians over BLOCKS runs of consecutive rounds.
     """
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
@@ -66,6 +69,7 @@ def hook_rows(
 
 
 def _row(model: nn.Module, case: Case, rounds: int) -> dict:
+    """hook_us: one hook on one layer, by itself. layer_us: what a step takes longer, by layer."""
     other = twin(model)
     inputs = prompt(other, case.images, TEXT)
     kept = [n * SIDE * SIDE for n in case.images]
@@ -81,32 +85,72 @@ def _row(model: nn.Module, case: Case, rounds: int) -> dict:
     plain = short_prompt(model, kept, TEXT, held)
     beside = Steps(model, plain, prefill(model, plain))
     step(), beside()
-    extra = _longer(step, beside, max(1, rounds // BLOCKS), len(layers))
+    each = max(1, rounds // BLOCKS)
     row = {"what": "hook", "case": case.name, "policy": case.policy, "images": list(case.images), "kept": kept}
-    row |= {"layers": len(layers), "held": held, "runs": BLOCKS * max(1, rounds // BLOCKS)}
-    if not case.policy:
-        return {**row, **spread("step_us", extra)}
+    row |= {"layers": len(layers), "held": held, "runs": BLOCKS * each}
+    # the model's own hooks: few, so their sum is spread over the layers
     with hook_times(other, WALL) as times:
-        for _ in range(BURST * BLOCKS):
+        for _ in range(BURST * each):
             step()
-    row |= {**spread("hook_us", times.layer), "other_us": sum(times.other) / (BURST * BLOCKS)}
-    return {**row, **STEP.judged("step_us", extra)}
+    outer = sum(times.other) / (BURST * each)
+    extra = [(_longer(step, beside, each) + outer) / len(layers) for _ in range(BLOCKS)]
+    if times.layer:
+        row |= spread("hook_us", times.layer)
+    row["outer_us"] = outer
+    return {**row, **(STEP.judged("layer_us", extra) if case.policy else spread("layer_us", extra))}
 
 
 def _empty(module: nn.Module, args: tuple, kwargs: dict) -> None:
     pass
 
 
-def _longer(step: Steps, beside: Steps, rounds: int, layers: int) -> list[float]:
-    """Microseconds that a step takes longer than one of ``beside``, by layer, for each of BLOCKS runs of rounds."""
+def _longer(step: Steps, beside: Steps, rounds: int) -> float:
+    """Microseconds that all spans of a step take longer than those of a step of ``beside``."""
+    with spans(step) as hooked, spans(beside) as plain:
+        for _ in range(rounds):
+            # several steps at once, as in ``generate``: a model that just ran finds its own data in the caches
+            for one in (step, beside):
+                for _ in range(BURST):
+                    one()
+    return sum(map(statistics.median, hooked)) - sum(map(statistics.median, plain))
 
-    def burst(one: Steps) -> Callable[[], None]:
-        # several at once, as in ``generate``: a model that just ran finds its own data in the caches
-        return lambda: [one() for _ in range(BURST)] and None
 
-    found = []
-    for _ in range(BLOCKS):
-        seconds = in_turns({"hooked": burst(step), "plain": burst(beside)}, rounds, clock_of("cpu", 1)[1])
-        pairs = zip(seconds["hooked"], seconds["plain"], strict=True)
-        found.append(statistics.median(1e6 * (a - b) / BURST / layers for a, b in pairs))
-    return found
+@contextmanager
+def spans(step: Steps) -> Iterator[Spans]:
+    """Times what hooks and pruned caches can slow down in steps, and no matrix product, whose noise would drown it.
+
+    That is the way out of each decoder layer and into the next, from the rotary tables before the first to the norm
+    after the last, and the cache's updates, which join tensors of the same sizes with pruning and without.
+    """
+    decoder, cache = step.model.model.language_model, step.cache
+    chain = [decoder.rotary_emb, *decoder.layers, decoder.norm]
+    found: Spans = [[] for _ in range(2 * len(decoder.layers) + 1)]
+    state = {"at": len(chain) - 1, "left": 0.0}
+
+    def stamped(forward: Callable, place: int) -> Callable:
+        def call(*args, **kwargs):
+            if place and state["at"] == place - 1:
+                found[place - 1].append(1e6 * (WALL() - state["left"]))
+            out = forward(*args, **kwargs)
+            # hooks may ask for rotary tables too, and then they are part of the span
+            if place or state["at"] == len(chain) - 1:
+                state.update(at=place, left=WALL())
+            return out
+
+        return call
+
+    def update(keys, values, index, *args, **kwargs):
+        start = WALL()
+        out = type(cache).update(cache, keys, values, index, *args, **kwargs)
+        found[len(chain) - 1 + index].append(1e6 * (WALL() - start))
+        return out
+
+    for place, module in enumerate(chain):
+        # a hook would take the way through torch that is to be measured
+        vars(module)["forward"] = stamped(module.forward, place)
+    vars(cache)["update"] = update
+    try:
+        yield found
+    finally:
+        for owner in (*chain, cache):
+            vars(owner).pop("update" if owner is cache else "forward")

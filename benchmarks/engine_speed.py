@@ -1,15 +1,17 @@
 """Prefill, decode steps and cache bytes of a pruned model against the unpruned one, a short prompt and a peer."""
 
+import statistics
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
+from functools import partial
 
 from torch import nn
 
 import vtprune
 from benchmarks.engine_model import Steps, cache_bytes, prefill, prompt, short_prompt, twin
 from benchmarks.engine_peer import Masked
-from benchmarks.engine_time import WALL, Bound, HookTimes, Seconds, hook_times, in_turns, ratios, spread
+from benchmarks.engine_time import WALL, Bound, HookTimes, Seconds, hook_times, in_turns, ratios, scatter, spread
 from vtprune.flops import kv_bytes
 from vtprune.tokens import BEFORE_LLM, site_name
 
@@ -22,7 +24,7 @@ FLOPS = Bound(">=", 0.93)
 LAYER = 2
 """The site inside the LLM: the first layer that sees the shorter sequence."""
 
-UNPRUNED, NONE = "unpruned", "none"
+UNPRUNED, NONE, MASKED = "unpruned", "none", "masked"
 
 
 @dataclass
@@ -95,8 +97,21 @@ class Bench:
                 about = {"visual": kept, "text": self.n_text, "policy": None, "kept": kept}
                 self.runners[runner.short] = Runner(self.model, inputs, about)
                 self.runners[runner.short].prefill()
-            elif f"masked {runner.about['keep_ratio']:g}" not in self.runners:
+            elif MASKED not in self.runners:
+                # how much it hides makes no difference to what it costs
                 self._mask(runner)
+
+    def groups(self) -> list[list[str]]:
+        """What is timed in turns: what begins at full length; then each prompt that was short with what is as short.
+
+        A long prefill leaves memory and caches behind in a state that the next one pays for, so like stays with like.
+        """
+        shorts = {name: [name] for name in self.runners if name.startswith("short")}
+        for name, runner in self.runners.items():
+            if runner.short:
+                shorts[runner.short].append(name)
+        grouped = {name for group in shorts.values() for name in group}
+        return [[name for name in self.runners if name not in grouped], *shorts.values()]
 
     def _mask(self, runner: Runner) -> None:
         """The peer, hiding the same columns as ``runner`` dropped."""
@@ -106,14 +121,18 @@ class Bench:
         model = twin(self.model)
         Masked(model, LAYER, columns, last.layout.length)
         about = {"policy": "masking, for comparison", "site": site_name(LAYER), "keep_ratio": ratio}
-        self._add(f"masked {ratio:g}", model, {**about, "kept": runner.about["kept"]})
+        self._add(MASKED, model, {**about, "kept": runner.about["kept"]})
 
 
 def noise_row(bench: Bench, seconds: Seconds) -> dict:
-    """The unpruned prefill over itself, one round earlier: what a ratio of 1 looks like on this machine."""
+    """The unpruned prefill over itself, one round earlier: what a ratio of 1 looks like on this machine.
+
+    scatter: by how much any time differs from another of the same runner, as a standard deviation.
+    """
     whole = seconds[UNPRUNED]
     found = ratios(whole[1:], whole[:-1]) or [1.0]
-    return {"what": "noise", "visual": bench.visual, "runs": len(whole), **spread("ratio", found)}
+    row = {"what": "noise", "visual": bench.visual, "runs": len(whole), "scatter": scatter(seconds)}
+    return {**row, **spread("ratio", found)}
 
 
 def timed(
@@ -121,14 +140,33 @@ def timed(
     calls: Mapping[str, Callable[[], object]],
     rounds: int,
     clock: Mapping,
-    hook_clock: Callable,
-    tell=None,
+    hook_clock: Callable[[], float],
+    tell: Callable[[str], None],
 ) -> tuple[Seconds, dict[str, HookTimes]]:
-    """Seconds of each runner's call in each round, and of every hook of the wrapped ones meanwhile."""
+    """Seconds of each runner's call in each round, and of every hook of the wrapped ones meanwhile.
+
+    rounds: of the group at full length; the others, shorter and harder to tell apart, get twice as many.
+    """
+    seconds: Seconds = {}
     with ExitStack() as stack:
         wrapped = {name: runner.model for name, runner in bench.runners.items() if runner.wrapped}
         hooks = {name: stack.enter_context(hook_times(model, hook_clock)) for name, model in wrapped.items()}
-        return in_turns(calls, rounds, clock, tell), hooks
+        for group in bench.groups():
+            many = rounds if UNPRUNED in group else 2 * rounds
+            told = partial(_tell_round, tell, f"{bench.visual} visual tokens: {', '.join(group)}", many)
+            seconds |= in_turns({name: calls[name] for name in group}, many, clock, told)
+        return seconds, hooks
+
+
+def _tell_round(tell: Callable[[str], None], what: str, rounds: int, done: int) -> None:
+    if done in (1, rounds):
+        tell(f"{what}: round {done} of {rounds}")
+
+
+def speedup(seconds: Seconds, name: str) -> dict[str, float]:
+    """The unpruned median over each time of a runner."""
+    whole = statistics.median(seconds[UNPRUNED])
+    return spread("speedup", [whole / own for own in seconds[name]])
 
 
 def prefill_rows(bench: Bench, seconds: Seconds, hooks: Mapping[str, HookTimes]) -> list[dict]:
@@ -136,45 +174,47 @@ def prefill_rows(bench: Bench, seconds: Seconds, hooks: Mapping[str, HookTimes])
 
     hook_seconds: CPU time inside the hooks of one prefill, mean: free of the noise of everything else.
     """
-    rows, whole = [], seconds[UNPRUNED]
+    rows, whole, noise = [], seconds[UNPRUNED], scatter(seconds)
     for name, runner in bench.runners.items():
         row = {"what": "prefill", "runner": name, **runner.about, **spread("seconds", seconds[name])}
-        row |= {"runs": len(seconds[name]), **spread("speedup", ratios(whole, seconds[name]))}
+        row |= {"runs": len(seconds[name]), **speedup(seconds, name)}
         if name == NONE:
-            row |= {"against": "unpruned", **OVERHEAD.judged("overhead", ratios(seconds[name], whole))}
+            row |= {"against": "unpruned", **OVERHEAD.judged("overhead", ratios(seconds[name], whole), noise)}
         elif runner.short:
-            row |= {"against": "short prompt", **SHORT.judged("speed", ratios(seconds[runner.short], seconds[name]))}
+            row |= {
+                "against": "short prompt",
+                **SHORT.judged("speed", ratios(seconds[runner.short], seconds[name]), noise),
+            }
         elif runner.wrapped:
-            row |= _by_flops(runner, whole, seconds[name])
-            masked = seconds[f"masked {runner.about['keep_ratio']:g}"]
-            row |= spread("over_masked", ratios(masked, seconds[name]))
+            row |= _by_flops(runner, whole, seconds[name], noise)
+            row |= spread("over_masked", ratios(seconds[MASKED], seconds[name]))
         if runner.wrapped:
             row["hook_seconds"] = hooks[name].seconds / len(seconds[name])
         rows.append(row)
     return rows
 
 
-def _by_flops(runner: Runner, whole: Sequence[float], own: Sequence[float]) -> dict:
+def _by_flops(runner: Runner, whole: Sequence[float], own: Sequence[float], noise: float) -> dict:
     """The time that the FLOPs allow at the unpruned prefill's rate, over the time it took."""
     share = runner.report.flops.total_causal / runner.report.flops_unpruned.total_causal
     allowed = [share * seconds for seconds in whole]
     return {
         "against": "FLOPs at the unpruned rate",
         "flops_share": share,
-        **FLOPS.judged("speed", ratios(allowed, own)),
+        **FLOPS.judged("speed", ratios(allowed, own), noise),
     }
 
 
-def decode_rows(bench: Bench, rounds: int, clock: Mapping, warmup: int = 2) -> list[dict]:
+def decode_rows(bench: Bench, rounds: int, clock: Mapping, tell: Callable[[str], None], warmup: int = 2) -> list[dict]:
     """One row for each runner: steps of all of them in turns, each on its own cache."""
     steps = {name: Steps(r.model, r.inputs, r.cache) for name, r in bench.runners.items()}
     for step in [*steps.values()] * warmup:
         step()
-    seconds, hooks = timed(bench, steps, rounds, clock, WALL)
+    seconds, hooks = timed(bench, steps, rounds, clock, WALL, tell)
     rows = []
     for name, runner in bench.runners.items():
         row = {"what": "decode step", "runner": name, **runner.about, **spread("seconds", seconds[name])}
-        row |= {"runs": rounds, **spread("speedup", ratios(seconds[UNPRUNED], seconds[name]))}
+        row |= {"runs": len(seconds[name]), **speedup(seconds, name)}
         if runner.short:
             row |= {"against": "short prompt", **SHORT.judged("speed", ratios(seconds[runner.short], seconds[name]))}
         if runner.wrapped:

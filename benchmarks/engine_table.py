@@ -42,7 +42,12 @@ BYTES = ",d"
 TABLES: dict[str, tuple[str, list[Column]]] = {
     "noise": (
         "Noise: the unpruned prefill over itself, one round earlier",
-        [("visual", plain("visual")), ("ratio", ranged("ratio")), ("rounds", plain("runs"))],
+        [
+            ("visual", plain("visual")),
+            ("ratio", ranged("ratio")),
+            ("scatter", plain("scatter", ".3f")),
+            ("rounds", plain("runs")),
+        ],
     ),
     "prefill": (
         "Prefill",
@@ -67,10 +72,10 @@ TABLES: dict[str, tuple[str, list[Column]]] = {
         ],
     ),
     "hook": (
-        "Hooks in a decode step, microseconds by hooked layer, narrow model",
+        "Hooks in a decode step, microseconds by layer, narrow model",
         [
             *[("", plain("case")), ("hook alone", ranged("hook_us", digits=1))],
-            *[("step takes longer by", ranged("step_us", digits=1)), ("bound", plain("bound"))],
+            *[("all that hooks add", ranged("layer_us", digits=1)), ("bound", plain("bound"))],
             ("verdict", plain("verdict")),
         ],
     ),

@@ -63,11 +63,27 @@ def ratios(above: Sequence[float], below: Sequence[float]) -> list[float]:
     return [a / b for a, b in zip(above, below, strict=True)]
 
 
-def median_interval(values: Sequence[float]) -> tuple[float, float]:
-    """Where the median of such values lies with 95 % confidence, whatever their distribution; of fewer than 6: less.
+def scatter(seconds: Seconds) -> float:
+    """By how much one time differs from another of the same call: the standard deviation of logarithms, all pooled."""
+    squares, freedom = 0.0, 0
+    for values in seconds.values():
+        logs = [math.log(value) for value in values]
+        squares += sum((log - statistics.mean(logs)) ** 2 for log in logs)
+        freedom += len(logs) - 1
+    return math.sqrt(squares / freedom) if freedom else 0.0
 
-    By the sign test: the k smallest and the k largest are cut off, k as large as the confidence allows.
+
+def median_interval(values: Sequence[float], noise: float = 0.0) -> tuple[float, float]:
+    """Where the median of such values lies with 95 % confidence.
+
+    By the sign test, whatever their distribution: the k smallest and the k largest are cut off, k as large as the
+    confidence allows. Of fewer than 6 that says too little: then their extremes, and where ``noise`` is given, at least
+    two standard errors of the median of as many ratios of two times that scatter by it.
     """
+    if len(values) < 6:
+        middle = statistics.median(values)
+        away = middle * 2 * 1.25 * noise * math.sqrt(2 / len(values))
+        return min(middle - away, *values), max(middle + away, *values)
     ordered, n, k = sorted(values), len(values), 0
     while 2 * sum(math.comb(n, i) for i in range(k + 1)) <= 0.05 * 2**n:
         k += 1
@@ -77,7 +93,10 @@ def median_interval(values: Sequence[float]) -> tuple[float, float]:
 
 @dataclass(frozen=True)
 class Bound:
-    """What a ratio should be: ``Bound(">=", 0.97)`` or ``Bound("<=", 1.02)``."""
+    """What a ratio should be: ``Bound(">=", 0.97)`` or ``Bound("<=", 1.02)``.
+
+    Where it takes ``noise``, that is the ``scatter`` of the times that were divided.
+    """
 
     sign: str
     limit: float
@@ -85,17 +104,17 @@ class Bound:
     def met(self, value: float) -> bool:
         return value >= self.limit if self.sign == ">=" else value <= self.limit
 
-    def verdict(self, values: Sequence[float]) -> str:
+    def verdict(self, values: Sequence[float], noise: float = 0.0) -> str:
         """By the median; "noise" where its interval lies on both sides of the limit."""
         answer = "met" if self.met(statistics.median(values)) else "missed"
-        sides = {self.met(end) for end in median_interval(values)}
+        sides = {self.met(end) for end in median_interval(values, noise)}
         return f"{answer}, but the noise exceeds the bound" if len(sides) > 1 else answer
 
-    def judged(self, name: str, values: Sequence[float]) -> dict:
+    def judged(self, name: str, values: Sequence[float], noise: float = 0.0) -> dict:
         """The fields of a row: the values' spread and interval, the bound, the verdict."""
-        low, high = median_interval(values)
+        low, high = median_interval(values, noise)
         more = {f"{name}_low": low, f"{name}_high": high, "bound": f"{name} {self.sign} {self.limit:g}"}
-        return {**spread(name, values), **more, "verdict": self.verdict(values)}
+        return {**spread(name, values), **more, "verdict": self.verdict(values, noise)}
 
 
 class HookTimes:

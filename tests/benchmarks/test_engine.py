@@ -15,7 +15,17 @@ from benchmarks.engine_peer import Masked
 from benchmarks.engine_select import GRIDS, Video, exponent, select_rows
 from benchmarks.engine_speed import Bench, decode_rows, kv_rows, noise_row, prefill_rows
 from benchmarks.engine_table import TABLES, tables, verdicts
-from benchmarks.engine_time import Bound, HookTimes, clock_of, hook_times, in_turns, median_interval, ratios, spread
+from benchmarks.engine_time import (
+    Bound,
+    HookTimes,
+    clock_of,
+    hook_times,
+    in_turns,
+    median_interval,
+    ratios,
+    scatter,
+    spread,
+)
 from vtprune.tokens import Selection
 
 TEXT, SIDE = 8, 4
@@ -87,6 +97,20 @@ def test_a_bound_says_when_the_noise_hides_it(values, verdict):
     assert Bound("<=", 1.02).verdict(values) == verdict
     # the other way round it is the same story
     assert Bound(">=", -1.02).verdict([-value for value in values]) == verdict
+
+
+def test_few_values_are_trusted_no_further_than_the_noise():
+    """Oracle: by hand. Two ratios of times that scatter by 1 %: two standard errors of their median are 2.5 %."""
+    assert median_interval([1.0, 1.0], 0.01) == pytest.approx((0.975, 1.025))
+    assert Bound("<=", 1.02).verdict([1.0, 1.0], 0.01) == "met, but the noise exceeds the bound"
+    assert Bound("<=", 1.02).verdict([1.0] * 20, 0.01) == "met"
+
+
+def test_scatter_is_pooled_over_what_was_timed():
+    """Oracle: by hand. Logarithms +-0.1 about their means: 4 squares of 0.01 over 2 degrees of freedom."""
+    times = {"a": [math.exp(1.1), math.exp(0.9)], "b": [math.exp(-2.9), math.exp(-3.1)]}
+    assert scatter(times) == pytest.approx(math.sqrt(0.02))
+    assert scatter({"a": [3.0]}) == 0
 
 
 def test_a_judged_field_tells_all():
@@ -181,11 +205,13 @@ def test_prefill_rows_divide_what_they_say(bench):
     seconds["short 0.25"] = [1.9, 1.8, 4.4]
     hooks = {name: HookTimes() for name, runner in bench.runners.items() if runner.wrapped}
     hooks["none"].layer += [3e4, 6e4]
+    groups = [["unpruned", "none", "layer 2 0.25", "masked"], ["short 0.25", "random 0.25", "uniform 0.25"]]
+    assert bench.groups() == groups
     rows = {row["runner"]: row for row in prefill_rows(bench, seconds, hooks)}
     assert rows["none"]["overhead"] == pytest.approx(1.01) and rows["none"]["overhead_max"] == pytest.approx(1.03)
     assert rows["none"]["hook_seconds"] == pytest.approx(0.03)
     assert rows["random 0.25"]["speed"] == pytest.approx(0.95) and rows["random 0.25"]["verdict"].startswith("missed")
-    assert rows["random 0.25"]["speedup"] == 4
+    assert rows["random 0.25"]["speedup"] == 4.5 and rows["random 0.25"]["speedup_min"] == 2.25
     report = bench.runners["layer 2 0.25"].report
     share = report.flops.total_causal / report.flops_unpruned.total_causal
     assert rows["layer 2 0.25"]["speed"] == pytest.approx(4 * share)
@@ -208,7 +234,7 @@ def test_cache_bytes_are_exact_or_missed(bench, monkeypatch):
 
 def test_decode_rows_compare_with_the_short_prompt(bench):
     held = cache_bytes(bench.runners["none"].cache)
-    rows = decode_rows(bench, 3, {}, warmup=1)
+    rows = decode_rows(bench, 3, {}, lambda line: None, warmup=1)
     assert {row["runner"] for row in rows if "verdict" in row} == {"random 0.25", "uniform 0.25"}
     assert {row["runner"] for row in rows if "hook_us" in row} == {
         name for name, runner in bench.runners.items() if runner.wrapped
@@ -220,7 +246,7 @@ def test_decode_rows_compare_with_the_short_prompt(bench):
 def test_hook_rows_are_given_by_hooked_layer():
     (row,) = hook_rows(6, [case for case in CASES if case.name == "ragged batch"])
     assert row["layers"] == SHAPES["narrow"].layers and row["kept"] == [16, 32]
-    assert row["step_us_min"] <= row["step_us"] <= row["step_us_max"] and row["bound"] == "step_us <= 5"
+    assert row["layer_us_min"] <= row["layer_us"] <= row["layer_us_max"] and row["bound"] == "layer_us <= 5"
 
 
 def test_memory_is_compared_with_the_first_setting():
