@@ -39,6 +39,8 @@ class PrunedLayer:
     """What all pruned layers share. ``arrival`` says what the next ``update`` stores; None: every token it gets."""
 
     arrival: Arrival | None
+    masked: bool = False
+    """Whether a decode step came with a mask, as it will again."""
 
     def _pick(self, rows: Tensor) -> None:
         if self.is_initialized:

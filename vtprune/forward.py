@@ -115,6 +115,7 @@ class Forward:
         self.steps: list[Step] = []
         self.plain = True
         self.scattered = False
+        self.engaged = False
         self.compact = False
         self.memo: dict = {}
         self.captured: dict[int, tuple] = {}

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import functools
 import inspect
+import threading
 from collections.abc import Mapping, Sequence
 
 import torch
@@ -27,6 +28,9 @@ from vtprune.plan import Plan
 from vtprune.report import Report
 from vtprune.sight import Sight
 
+_LOCK = threading.Lock()
+"""Guards the hooks on layers of all pruners; held for microseconds, and kept out of what is copied or pickled."""
+
 
 class Pruner:
     """The hooks of one wrapped model and nothing that outlives a forward, except the report."""
@@ -44,6 +48,11 @@ class Pruner:
         self.arguments = LayerArguments(self.decoder, family)
         self.sight = Sight(self)
         self.handles: list = []
+        self.layer_handles: list = []
+        # forwards under way that need the layers' hooks; and whether they must stay: layers of several kinds get
+        # several masks, of which the first layer sees one only, and a compiled decode step cannot ask for hooks
+        self.busy = 0
+        self.sticky = len(set(getattr(self.decoder.config, "layer_types", None) or ())) > 1
         self.overrides: list[tuple[nn.Module, str]] = []
         self._attach(model)
 
@@ -54,18 +63,40 @@ class Pruner:
         hook(self.base.register_forward_pre_hook(self._enter_base, with_kwargs=True))
         hook(self.base.register_forward_hook(self._leave_base, with_kwargs=True, always_call=True))
         hook(self.decoder.register_forward_pre_hook(self._enter_decoder, with_kwargs=True))
-        for index in range(self.plan.first, len(self.layers)):
-            enter = functools.partial(self._enter_layer, index)
-            hook(self.layers[index].register_forward_pre_hook(enter, with_kwargs=True))
-        for index in self.plan.inside:
-            self.handles += InsideSite(self, index).attach()
-        for module, watch in self.sight.hooks(model):
+        # this one stays, so that a mask in a decode step is seen
+        enter = functools.partial(self._enter_layer, self.plan.first)
+        hook(self.layers[self.plan.first].register_forward_pre_hook(enter, with_kwargs=True))
+        for module, watch in self.sight.tower_hooks(model):
             hook(module.register_forward_pre_hook(watch, with_kwargs=True))
-        hook(self.layers[-1].register_forward_hook(self._leave_layers))
         for kind in self.placeholders:
             self._override(self.base, f"get_{kind}_features", Recorder(self, model, kind))
         for name in self.family.between_layers:
             self._override(self.decoder, name, Between(self, name))
+
+    def _engage(self) -> None:
+        """Hooks the layers. In a plain decode step they are free: torch's way through a hook costs more than ours."""
+        with _LOCK:
+            if self.layer_handles:
+                return
+            hooks = []
+            for index in range(self.plan.first + 1, len(self.layers)):
+                enter = functools.partial(self._enter_layer, index)
+                hooks.append(self.layers[index].register_forward_pre_hook(enter, with_kwargs=True))
+            for index in self.plan.inside:
+                hooks += InsideSite(self, index).attach()
+            for module, watch in self.sight.layer_hooks():
+                hooks.append(module.register_forward_pre_hook(watch, with_kwargs=True))
+            hooks.append(self.layers[-1].register_forward_hook(self._leave_layers))
+            self.layer_handles = hooks
+
+    def _release(self) -> None:
+        """Frees the layers, unless another thread is in the middle of a forward that needs their hooks."""
+        with _LOCK:
+            if self.busy or self.sticky:
+                return
+            for handle in self.layer_handles:
+                handle.remove()
+            self.layer_handles = []
 
     def _override(self, module: nn.Module, name: str, value) -> None:
         if hasattr(type(module), name):
@@ -74,11 +105,11 @@ class Pruner:
 
     def close(self) -> None:
         """Removes every hook and override."""
-        for handle in self.handles:
+        for handle in (*self.handles, *self.layer_handles):
             handle.remove()
         for module, name in self.overrides:
             vars(module).pop(name, None)
-        self.handles, self.overrides = [], []
+        self.handles, self.layer_handles, self.overrides = [], [], []
 
     # ---- one forward, from the outside in
 
@@ -133,7 +164,12 @@ class Pruner:
             return
         cache = bound.get("past_key_values")
         forward.plain = cache is None or all(_dense(layer) for layer in cache.layers)
-        if forward.kinds is None or not bool((forward.kinds >= 0).any()):
+        visual = forward.kinds is not None and bool((forward.kinds >= 0).any())
+        if visual or not forward.plain:
+            self._hold(forward)
+        elif self.layer_handles:
+            self._release()
+        if not visual:
             if forward.length > 1:
                 self.report.nothing_to_prune()
             return
@@ -146,6 +182,14 @@ class Pruner:
         layout = build_layout(forward.kinds, forward.ids, real, forward.encoded, list(self.placeholders))
         forward.compact = self.plan.positions(forward.policy) == "compact"
         forward.begin(layout, getattr(forward.policy, "newlines", False))
+
+    def _hold(self, forward: Forward) -> None:
+        """Makes sure that the layers are hooked until this forward ends."""
+        if not forward.engaged:
+            forward.engaged = True
+            with _LOCK:
+                self.busy += 1
+        self._engage()
 
     def _real(self, forward: Forward, mask) -> Tensor:
         """(B, L) bool on the CPU: which columns of this forward are not padding."""
@@ -170,6 +214,9 @@ class Pruner:
         if forward is None or forward.owner is not self:
             return
         CURRENT.set(forward.outer)
+        if forward.engaged:
+            with _LOCK:
+                self.busy -= 1
         if forward.record is not None and output is not None:
             self.report.finish(forward, getattr(output, "past_key_values", None))
 
@@ -185,6 +232,13 @@ class Pruner:
             # the usual decode step: nothing was left ragged and the model needs no mask
             if forward.plain and kwargs.get("attention_mask") is None:
                 return None
+            if not forward.engaged:
+                # the step is not plain after all; the layers behind this one have not run yet
+                self._hold(forward)
+                cache = kwargs.get("past_key_values")
+                layer = live_layer(cache, index) if cache is not None else None
+                if isinstance(layer, PrunedLayer):
+                    layer.masked = True
             return self._enter_decode(forward, index, args, kwargs)
         bound = dict(self._bind("layer", args, kwargs))
         hidden = bound.pop("hidden_states")
@@ -197,6 +251,8 @@ class Pruner:
         narrowed = self.arguments.prefill(forward, index, hidden, bound)
         if narrowed is None:
             return None
+        if not self.sticky and _is_static(bound.get("past_key_values"), index):
+            self.sticky = True
         return (hidden,), narrowed
 
     def _enter_decode(self, forward: Forward, index: int, args: tuple, kwargs: dict):
@@ -288,4 +344,8 @@ def _dense(layer) -> bool:
         return True
     if isinstance(layer, PrunedStaticLayer):
         return not layer.trimmed
-    return layer.slots.valid is None and layer.slots.shift is None
+    return layer.slots.valid is None and layer.slots.shift is None and not layer.masked
+
+
+def _is_static(cache, index: int) -> bool:
+    return cache is not None and isinstance(live_layer(cache, index), PrunedStaticLayer)

@@ -22,15 +22,14 @@ class Sight:
         self.pruner = pruner
         self.needs = needed(pruner.plan.policy)
 
-    def hooks(self, model: nn.Module) -> list:
-        """(module, pre-hook) pairs for the pruner to register."""
-        pairs = []
-        if any(not need.in_decoder for need in self.needs):
-            texts = [need.text for need in self.needs if not need.in_decoder]
-            pairs += vision_taps(self.pruner.family, model, texts)
-        for index in sorted(self._watched()):
-            pairs.append((self.pruner.layers[index].self_attn, partial(self._watch, index)))
-        return pairs
+    def tower_hooks(self, model: nn.Module) -> list:
+        """(module, pre-hook) pairs on the vision tower, for the pruner to register."""
+        texts = [need.text for need in self.needs if not need.in_decoder]
+        return vision_taps(self.pruner.family, model, texts) if texts else []
+
+    def layer_hooks(self) -> list:
+        """(module, pre-hook) pairs on decoder layers."""
+        return [(self.pruner.layers[i].self_attn, partial(self._watch, i)) for i in sorted(self._watched())]
 
     def _watched(self) -> set[int]:
         rows = [
