@@ -140,6 +140,11 @@ def hook_times(model: nn.Module, clock: Callable[[], float]) -> Iterator[HookTim
     next. ``time.thread_time`` suits sums. What a hook leaves to a GPU is not counted, and neither is torch's own slower
     way of calling a module that has hooks.
     """
+    pruner = vars(model).get("_vtprune")
+    if pruner is not None:
+        # a plain decode step would free the layers of their hooks in the middle of the timing
+        stays, pruner.sticky = pruner.sticky, True
+        pruner.engage()
     times, layers = HookTimes(), set(model.model.language_model.layers)
     tables = [
         (hooks, times.layer if module in layers else times.other)
@@ -159,6 +164,8 @@ def hook_times(model: nn.Module, clock: Callable[[], float]) -> Iterator[HookTim
     finally:
         for (hooks, _), old in zip(tables, before, strict=True):
             hooks.update(old)
+        if pruner is not None:
+            pruner.sticky = stays
 
 
 def _timed(hook: Callable, into: list[float], clock: Callable[[], float], idle: float) -> Callable:

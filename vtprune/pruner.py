@@ -73,7 +73,7 @@ class Pruner:
         for name in self.family.between_layers:
             self._override(self.decoder, name, Between(self, name))
 
-    def _engage(self) -> None:
+    def engage(self) -> None:
         """Hooks the layers. In a plain decode step they are free: torch's way through a hook costs more than ours."""
         with _LOCK:
             if self.layer_handles:
@@ -189,7 +189,7 @@ class Pruner:
             forward.engaged = True
             with _LOCK:
                 self.busy += 1
-        self._engage()
+        self.engage()
 
     def _real(self, forward: Forward, mask) -> Tensor:
         """(B, L) bool on the CPU: which columns of this forward are not padding."""
