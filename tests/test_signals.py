@@ -125,11 +125,14 @@ def test_only_the_asked_rows_are_projected():
     model = tiny.build("llava", dtype=torch.float32)
     seen, out = capture(model, tiny.batch("llava", "padded", torch.float32))
     attn, shapes = tiny.text_model(model).layers[1].self_attn, []
-    for part in (attn.q_proj, attn.k_proj, attn.o_proj):
+    for part in (attn.q_proj, attn.k_proj, attn.v_proj, attn.o_proj):
         part.register_forward_hook(lambda module, args, out: shapes.append(tuple(args[0].shape)))
     rows = torch.tensor([[20, 21], [3, 24]])
     row_attention(attn, seen[1], rows, seen[1]["attention_mask"], out.past_key_values.layers[1].keys)
-    assert shapes == [(2, 2, 64), (2, 2, 64)]  # queries and keys of two rows, and no output
+    assert shapes == [(2, 2, 64)]  # queries of two rows, and nothing else
+    shapes.clear()
+    row_attention(attn, seen[1], rows, seen[1]["attention_mask"])
+    assert shapes == [(2, 2, 64), tuple(seen[1]["hidden_states"].shape)]  # and the keys of all, where none are stored
 
 
 def test_adapted_projections_are_used():

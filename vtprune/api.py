@@ -29,7 +29,7 @@ def wrap(
     """
     from vtprune.families.base import FAMILIES, family_of
     from vtprune.families.detect import detect_family
-    from vtprune.plan import Plan, check_sites
+    from vtprune.plan import Plan, check_sites, facts_of
     from vtprune.pruner import Pruner
     from vtprune.refuse import check_model
     from vtprune.selftest import self_test
@@ -45,6 +45,8 @@ def wrap(
     check_model(inner, family)
     if inner.config.model_type not in FAMILIES:
         self_test(inner, family)
+    if hasattr(policy, "fitted"):
+        policy = policy.fitted(facts_of(inner, family))
     check_sites(policy, len(family.decoder(inner).layers))
     check_needs(policy, family, inner)
     plan = Plan(inner, family, policy, positions)

@@ -63,6 +63,8 @@ class Step:
 
 def merge_rows(x: Tensor, selection: Selection) -> Tensor:
     """(N, D) -> (K, D) in x's dtype, computed in at least fp32."""
+    if selection.values is not None:
+        return selection.values.to(x.device, x.dtype)
     if selection.merge is None:
         return x[selection.keep]
     if selection.merge.is_sparse:

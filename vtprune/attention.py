@@ -4,6 +4,7 @@ Nothing here runs an attention function, changes a module or touches a global, s
 and in every thread.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from types import MethodType
 from typing import Any
@@ -58,14 +59,27 @@ class _Recorder(TorchFunctionMode):
         return query.new_empty(*query.shape[:-1], named["value"].shape[-1])
 
 
+class _Blank:
+    """Stands in for a projection whose result nobody will read: zeros that take no memory."""
+
+    def __init__(self, width: int):
+        self.width = width
+
+    def __call__(self, x: Tensor) -> Tensor:
+        return x.new_zeros(1).expand(*x.shape[:-1], self.width)
+
+
 class _Stand:
     """Stands in for an attention module in its own forward: all its parts, but torch's attention function.
 
-    Claims one query head for each key head, so that keys are not repeated on their way.
+    Claims one query head for each key head, so that keys are not repeated on their way. Projections named in
+    ``without`` are left out and give zeros.
     """
 
-    def __init__(self, attn: nn.Module):
+    def __init__(self, attn: nn.Module, without: Sequence[str] = ()):
         self._attn = attn
+        for name in without:
+            setattr(self, name, _Blank(getattr(attn, name).out_features))
         self.config = with_attention(attn.config, "sdpa")
         self.num_key_value_groups = 1
 
@@ -77,10 +91,12 @@ class _Stand:
 
 
 @torch.no_grad()
-def attention_inputs(attn: nn.Module, **inputs: Any) -> list[Call]:
+def attention_inputs(attn: nn.Module, *, without: Sequence[str] = (), **inputs: Any) -> list[Call]:
     """The queries and keys that ``attn(**inputs)`` would compare; costs its input projections and nothing else.
 
-    inputs: keyword arguments of ``attn.forward``, among them ``hidden_states`` (..., Q, D); leave out any cache.
+    inputs:  keyword arguments of ``attn.forward``, among them ``hidden_states`` (..., Q, D); leave out any cache.
+    without: names among "q_proj", "k_proj" and "v_proj" whose results are not wanted, and not computed if they can be
+             told apart, see ``projects_apart``.
     Returns one call, or one for each chunk where the module goes through a packed sequence chunk by chunk.
     Raises NotImplementedError for a module that does not go through torch's attention function.
     """
@@ -89,10 +105,15 @@ def attention_inputs(attn: nn.Module, **inputs: Any) -> list[Call]:
     recorder = _Recorder(inputs["hidden_states"].shape[-2])
     try:
         with recorder:
-            type(attn).forward(_Stand(attn), **inputs)
+            type(attn).forward(_Stand(attn, without if projects_apart(attn) else ()), **inputs)
     except _Reached:
         return recorder.calls
     raise _unreachable(attn)
+
+
+def projects_apart(attn: nn.Module) -> bool:
+    """Whether queries, keys and values come from projections of their own, which can be left out one by one."""
+    return all(hasattr(getattr(attn, name, None), "out_features") for name in ("q_proj", "k_proj", "v_proj"))
 
 
 def _unreachable(attn: nn.Module) -> NotImplementedError:

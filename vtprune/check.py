@@ -27,6 +27,8 @@ def check_selections(selections: Sequence[Selection | None], offered: Sequence[V
                 (_check_plan if selection.merge.is_sparse else _check_assignment)(selection, len(tokens), who)
             if selection.weight is not None:
                 _check_weight(selection, tokens, who)
+            if selection.values is not None:
+                _check_values(selection, tokens, who)
     return rows
 
 
@@ -45,7 +47,7 @@ def _check_form(selection: Selection, tokens: VisualTokens, who: str) -> None:
     _check_device(keep, tokens, who, "keep")
     if not len(keep):
         raise ValueError(f"{who}: keep is empty; at least one of the {len(tokens)} visual tokens must stay")
-    for name in ("merge", "weight"):
+    for name in ("merge", "weight", "values"):
         tensor = getattr(selection, name)
         if tensor is not None and not isinstance(tensor, Tensor):
             raise TypeError(f"{who}: {name} must be a tensor or None; got {type(tensor).__name__}")
@@ -103,6 +105,16 @@ def _check_plan(selection: Selection, n: int, who: str) -> None:
     if bool(wrong.any()):
         row = int(wrong.nonzero()[0])
         raise ValueError(f"{who}: the rows of a merge matrix must sum to 1; row {row} sums to {float(sums[row])}")
+
+
+def _check_values(selection: Selection, tokens: VisualTokens, who: str) -> None:
+    values, shape = selection.values, (len(selection.keep), tokens.hidden.shape[1])
+    if selection.merge is not None:
+        raise ValueError(f"{who}: values replace the kept rows, merge averages them; got both, return one of them")
+    if values.shape != shape or not values.is_floating_point():
+        raise ValueError(f"{who}: values must be float of shape {shape}; got {values.dtype} {tuple(values.shape)}")
+    if not bool(values.isfinite().all()):
+        raise ValueError(f"{who}: values must be finite; got {int((~values.isfinite()).sum())} that are not")
 
 
 def _check_weight(selection: Selection, tokens: VisualTokens, who: str) -> None:

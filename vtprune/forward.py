@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from contextvars import ContextVar
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -20,6 +21,9 @@ from vtprune.layout import Layout, Row
 from vtprune.report import Prefill, SiteRecord
 from vtprune.stopwatch import Stopwatch
 from vtprune.tokens import Segment, Selection, VisualTokens
+
+if TYPE_CHECKING:
+    from vtprune.transition import Transitions
 
 CURRENT: ContextVar[Forward | None] = ContextVar("vtprune_forward", default=None)
 
@@ -74,6 +78,7 @@ class Sample:
             rows=self.alive.to(device),
             coords=self.row.coords[index].to(device),
             position=(self.row.columns[index] - self.row.start).to(device),
+            text_position=(self.row.text - self.row.start).to(device),
             seed=self.row.seed,
             memory=self.memory,
         )
@@ -116,10 +121,12 @@ class Forward:
         self.plain = True
         self.scattered = False
         self.engaged = False
-        self.compact = False
+        self.positions = "original"
+        self.serving: SiteRecord | None = None
         self.memo: dict = {}
-        self.captured: dict[int, tuple] = {}
+        self.captured: dict[object, tuple] = {}
         self.inside: dict[str, Tensor] = {}
+        self.transitions: Transitions | None = None
         self.fresh: dict = {}
         self.record: Prefill | None = None
 
@@ -139,19 +146,21 @@ class Forward:
         hidden:  (B, P, D). signals: of sample b. shift: (B,) renumbering of earlier turns, or None.
         Returns the pruned (B, K, D), or ``hidden`` itself if everything stays.
         """
-        lap = Stopwatch.start(hidden.device)
+        record = SiteRecord(site, [len(sample.visual) for sample in self.samples], Stopwatch.start(hidden.device))
+        self.serving = record
         offered = [
             sample.tokens(hidden[b], site, signals(b)) if len(sample.visual) else None
             for b, sample in enumerate(self.samples)
         ]
         selections = [None if tokens is None else self.policy.select(tokens) for tokens in offered]
-        lap.stop(hidden.device)
+        record.lap.stop(hidden.device)
+        self.serving = None
         kept = check_selections(selections, offered, self.policy)
-        before = [len(sample.visual) for sample in self.samples]
-        rows = [sample.alive[keep] for sample, keep in zip(self.samples, kept, strict=True)]
-        self.record.sites.append(SiteRecord(site, before, rows, lap))
-        whole = all(len(k) == n for k, n in zip(kept, before, strict=True))
-        if whole and all(s is None or s.merge is None for s in selections):
+        record.kept = [sample.alive[keep] for sample, keep in zip(self.samples, kept, strict=True)]
+        record.notes = list(dict.fromkeys(s.note for s in selections if s is not None and s.note))
+        self.record.sites.append(record)
+        whole = all(len(k) == n for k, n in zip(kept, record.before, strict=True))
+        if whole and not any(s is not None and s.changes for s in selections):
             return hidden
         step = self._step(selections, kept, hidden.device)
         self._advance(step, shift, hidden.device)
@@ -163,8 +172,8 @@ class Forward:
             alive, slots = sample.keep(keep)
             rows.append(alive)
             longest = max(longest, len(alive))
-            merged = selection is not None and selection.merge is not None
-            merges.append(Merge(sample.visual.to(device), selection, slots.to(device)) if merged else None)
+            changed = selection is not None and selection.changes
+            merges.append(Merge(sample.visual.to(device), selection, slots.to(device)) if changed else None)
         for sample, alive, keep in zip(self.samples, rows, kept, strict=True):
             sample.move(alive, keep, longest - len(alive))
         return build_step(rows, merges, device)
@@ -175,7 +184,7 @@ class Forward:
             self.columns = torch.arange(self.length, device=device).expand(batch, -1)
         # layers may lie on several devices: everything follows the layer that prunes
         self.columns, self.valid = step.follow(self.columns.to(device)), step.valid
-        if self.compact:
+        if self.positions != "original":
             # a row renumbered from `start` on has moved by what was dropped before its end
             dropped = self.length - self.counts(device)
             shift = dropped if shift is None else shift.to(device) + dropped
@@ -184,6 +193,16 @@ class Forward:
         self.arrival = Arrival(self.columns, self.valid, self.length, shift)
         self.steps.append(step)
         self.memo.clear()
+
+    def real(self, device: torch.device) -> Tensor:
+        """(B, P) bool: which physical rows are tokens, not padding and not pads."""
+        key = ("real", device)
+        if key not in self.memo:
+            real = torch.stack([row.real for row in self.layout.rows]).to(device)
+            if self.columns is not None:
+                real = real.gather(1, self.columns.to(device))
+            self.memo[key] = real if self.valid is None else real & self.valid.to(device)
+        return self.memo[key]
 
     def counts(self, device: torch.device) -> Tensor:
         if self.valid is None:

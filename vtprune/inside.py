@@ -48,6 +48,7 @@ class InsideSite:
         signals = functools.partial(self.pruner.sight.signals, forward, inside(self.index), self.index, middle, kwargs)
         n_steps = len(forward.steps)
         shortened = forward.prune(inside(self.index), middle, signals, self.pruner.arguments.shift(kwargs, self.index))
+        self.pruner.sight.served(forward, inside(self.index))
         if len(forward.steps) > n_steps:
             state.update(middle=shortened, length=middle.shape[1])
 

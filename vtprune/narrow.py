@@ -52,7 +52,7 @@ class LayerArguments:
         out = dict(bound)
         out["attention_mask"] = self.mask(forward, index, layer, hidden, bound.get("attention_mask"))
         shift = forward.arrival.shift if forward.arrival is not None else self.shift(bound, index)
-        if shift is not None:
+        if shift is not None and forward.positions != "compact-decode":
             out["position_embeddings"] = self.renumbered(forward, index, hidden, bound, shift)
         elif forward.columns is not None:
             out["position_embeddings"] = self._gathered(forward, bound.get("position_embeddings"))

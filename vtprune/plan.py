@@ -9,7 +9,11 @@ from torch import nn
 from vtprune import compat
 from vtprune.families.base import Family
 from vtprune.policies.base import Policy
-from vtprune.tokens import BEFORE_LLM, site_name
+from vtprune.tokens import BEFORE_LLM, ModelFacts, site_name
+
+POSITIONS = ("original", "compact", "compact-decode")
+"""Whose places survivors keep: their own, renumbered ones, or their own in the prefill and renumbered ones afterwards,
+which is a fault of released code that policies can ask for to compare with it."""
 
 OVERRIDES: ContextVar[dict[int, Policy] | None] = ContextVar("vtprune_overrides", default=None)
 """Policies that ``vtprune.options`` put in place of a plan's own, by the id of the plan."""
@@ -20,6 +24,7 @@ class Plan:
 
     before: layer index -> sites served right before that layer. inside: layers with a site after their attention.
     first:  the first layer that needs a hook. moved: sites served elsewhere than asked, with the reason.
+    notes:  what else the user should know.
     """
 
     def __init__(self, model: nn.Module, family: Family, policy: Policy, positions: str | None):
@@ -32,6 +37,8 @@ class Plan:
         for site in sorted(set(policy.sites)):
             self._place(site, decoder)
         self.first = min([*self.before, *self.inside], default=0)
+        self.line = compat.has_line_positions(decoder)
+        self.notes = list(getattr(policy, "notes", ()))
         self._check_positions(decoder, policy)
 
     def _place(self, site: float, decoder: nn.Module) -> None:
@@ -51,14 +58,21 @@ class Plan:
         return (OVERRIDES.get() or {}).get(id(self), self.policy)
 
     def positions(self, policy: Policy) -> str:
-        """ "original" or "compact" for this policy."""
-        return self.wanted or getattr(policy, "positions", "original")
+        """One of ``POSITIONS`` for this policy: the user's word, else the method's where the model allows it."""
+        return self.wanted or (getattr(policy, "positions", "original") if self.line else "original")
 
     def _check_positions(self, decoder: nn.Module, policy: Policy) -> None:
-        wanted = self.positions(policy)
-        if wanted not in ("original", "compact"):
+        wanted = self.wanted or getattr(policy, "positions", "original")
+        if wanted not in POSITIONS:
             raise ValueError(f"positions is 'original' or 'compact' (renumbered without gaps); got {wanted!r}")
-        if wanted == "compact" and not compat.has_line_positions(decoder):
+        if wanted == "original" or self.line:
+            return
+        if not self.wanted:
+            self.notes.append(
+                f"positions stay original: {type(decoder).__name__} places visual tokens in time, height and width "
+                "(mRoPE), where the method's renumbering is undefined"
+            )
+        else:
             raise ValueError(
                 f"positions='compact' renumbers a line of positions; {type(decoder).__name__} places visual tokens in "
                 "time, height and width (mRoPE), where renumbering is undefined. Use positions='original'"
@@ -72,6 +86,18 @@ class Plan:
                 f"options() can change how much a policy keeps, not where it acts or what it reads; {policy} acts at "
                 f"{sites}. Call vtprune.unwrap(model) and wrap it with these options"
             )
+
+
+def facts_of(model: nn.Module, family: Family) -> ModelFacts:
+    """What policies may fit themselves to."""
+    decoder, towers = family.decoder(model), family.towers(model)
+    return ModelFacts(
+        model_type=model.config.model_type,
+        depth=len(decoder.layers),
+        width=decoder.config.hidden_size,
+        class_token=bool(towers) and all(family.has_class_token(model, kind) for kind in towers),
+        line_positions=compat.has_line_positions(decoder),
+    )
 
 
 def check_sites(policy: Policy, depth: int) -> None:

@@ -68,6 +68,8 @@ class Pruner:
         hook(self.layers[self.plan.first].register_forward_pre_hook(enter, with_kwargs=True))
         for module, watch in self.sight.tower_hooks(model):
             hook(module.register_forward_pre_hook(watch, with_kwargs=True))
+        for module, watch in self.sight.projector_hooks(model):
+            hook(module.register_forward_hook(watch, with_kwargs=True))
         for kind in self.placeholders:
             self._override(self.base, f"get_{kind}_features", Recorder(self, model, kind))
         for name in self.family.between_layers:
@@ -82,6 +84,9 @@ class Pruner:
             for index in range(self.plan.first + 1, len(self.layers)):
                 enter = functools.partial(self._enter_layer, index)
                 hooks.append(self.layers[index].register_forward_pre_hook(enter, with_kwargs=True))
+            # before those of inside sites, which change what the MLP gives
+            for module, watch in self.sight.after_hooks():
+                hooks.append(module.register_forward_hook(watch, with_kwargs=True))
             for index in self.plan.inside:
                 hooks += InsideSite(self, index).attach()
             for module, watch in self.sight.layer_hooks():
@@ -180,7 +185,7 @@ class Pruner:
             )
         real = self._real(forward, bound.get("attention_mask"))
         layout = build_layout(forward.kinds, forward.ids, real, forward.encoded, list(self.placeholders))
-        forward.compact = self.plan.positions(forward.policy) == "compact"
+        forward.positions = self.plan.positions(forward.policy)
         forward.begin(layout, getattr(forward.policy, "newlines", False))
 
     def _hold(self, forward: Forward) -> None:
@@ -246,6 +251,7 @@ class Pruner:
             for site in self.plan.before.get(index, ()):
                 signals = functools.partial(self.sight.signals, forward, site, index, hidden, bound)
                 hidden = forward.prune(site, hidden, signals, self.arguments.shift(bound, index))
+                self.sight.served(forward, site)
             if index in self.plan.inside:
                 forward.inside["residual"] = hidden
         narrowed = self.arguments.prefill(forward, index, hidden, bound)

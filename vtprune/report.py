@@ -20,14 +20,18 @@ class SiteRecord:
 
     site:         where.
     before:       visual tokens offered to the policy, by sample.
-    kept:         by sample the rows that stay, (k,) int64, counted in the sample's offered visual tokens.
     lap:          from before the signals to after the selecting, all samples together.
+    kept:         by sample the rows that stay, (k,) int64, counted in the sample's offered visual tokens.
+    notes:        what the policy said of its answers, each sentence once.
+    reads:        the signals that it read.
     """
 
     site: float
     before: list[int]
-    kept: list[Tensor]
     lap: Stopwatch
+    kept: list[Tensor] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+    reads: set[str] = field(default_factory=set)
 
     @property
     def milliseconds(self) -> float:
@@ -132,8 +136,10 @@ class Report:
 
     @property
     def notes(self) -> list[str]:
-        """Sites that are served elsewhere than the policy asked, with the reason."""
-        return [f"{site_name(site)}: {why}" for site, why in sorted(self._plan.moved.items())]
+        """What the user should know: stand-ins for a signal, sites served elsewhere, what the policy said last."""
+        moved = [f"{site_name(site)}: {why}" for site, why in sorted(self._plan.moved.items())]
+        said = [f"{site_name(record.site)}: {note}" for record in self.sites for note in record.notes]
+        return [*self._plan.notes, *moved, *said]
 
     @property
     def tokens(self) -> list[tuple[int, int]]:
@@ -199,24 +205,28 @@ class Report:
 
     @property
     def flops_selector(self) -> flops.Flops:
-        """FLOPs of the attention rows that were computed for the policy, all samples."""
+        """FLOPs of the attention rows that the policy read, all samples."""
         from vtprune.signals import needed, row_layer
 
         total = flops.Flops()
         for b, row in enumerate(self.last.layout.rows if self.last else ()):
             for record in self.sites:
                 for need in needed(self._plan.policy):
-                    layer = row_layer(need, record.site) if need.in_decoder else None
+                    layer = row_layer(need, record.site) if _read(need, record) else None
                     if layer is not None and record.before[b]:
                         rows = 1 if need.name == "last_query_attention" else len(row.text)
                         length = self.last.lengths[b][layer.index]
                         keys = length[0] if isinstance(length, tuple) else length
-                        total = total + self._row_flops(rows, keys, layer.peek or self.last.kv_bytes is None)
+                        total = total + self._row_flops(layer, rows, keys)
         return total
 
-    def _row_flops(self, rows: int, keys: int, whole: bool) -> flops.Flops:
-        # a layer's queries, keys and values are projected together: of all tokens before it ran, of some rows after
-        more = {"query_rows": keys, "value_rows": keys} if whole else {"value_rows": 2 * rows}
+    def _row_flops(self, layer, rows: int, keys: int) -> flops.Flops:
+        from vtprune.attention import projects_apart
+
+        whole, more = layer.peek or self.last.kv_bytes is None, {}
+        if not projects_apart(self._family.decoder(self._model).layers[layer.index].self_attn):
+            # queries, keys and values come out of one matrix: of all tokens before the layer ran, of some rows after
+            more = {"query_rows": keys, "value_rows": keys} if whole else {"value_rows": 2 * rows}
         return flops.attention_rows_flops(self._text_config, rows, keys, whole, **more)
 
     @property
@@ -256,6 +266,10 @@ class Report:
         whole, now = self.flops_unpruned.total_causal, self.flops.total_causal
         lines.append(f"  prefill FLOPs of decoder, head and selector (causal): {now:.3g} of {whole:.3g}")
         return "\n".join(lines)
+
+
+def _read(need, record: SiteRecord) -> bool:
+    return need.kind == "rows" and need.text in record.reads
 
 
 def small(value):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 
 import torch
@@ -11,58 +11,109 @@ from torch import Tensor, nn
 from vtprune.attention import attention_inputs
 from vtprune.cache import PrunedStaticLayer, live_layer
 from vtprune.forward import CURRENT, Forward
+from vtprune.report import SiteRecord
 from vtprune.signals import Need, needed, row_attention, row_layer
-from vtprune.vision_signals import vision_taps
+from vtprune.tokens import site_name
+from vtprune.transition import Transitions, mlp_of, physical
+from vtprune.vision_signals import FeatureTap, vision_taps
 
 
 class Sight:
-    """Serves the needs of one wrapped model's policy; computes nothing that was not asked for."""
+    """Serves the needs of one wrapped model's policy; computes nothing that is not read."""
 
     def __init__(self, pruner):
         self.pruner = pruner
         self.needs = needed(pruner.plan.policy)
+        self.rows = [need for need in self.needs if need.kind == "rows"]
+        self.transitions: dict[int, list[str]] = {}
+        for need in self.needs:
+            for layer in need.where if need.kind == "transition" else ():
+                self.transitions.setdefault(layer, []).append(need.name)
+        self.last_use = self._last_use()
+
+    def _last_use(self) -> dict[int, float]:
+        """Decoder layer whose attention is watched -> the last site at which its rows can be asked for."""
+        last: dict[int, float] = {}
+        for site in self.pruner.plan.policy.sites:
+            for need in self.rows:
+                row = row_layer(need, site)
+                if row is not None and not row.peek:
+                    last[row.index] = site
+        return last
+
+    # ---- hooks, for the pruner to register
 
     def tower_hooks(self, model: nn.Module) -> list:
-        """(module, pre-hook) pairs on the vision tower, for the pruner to register."""
-        texts = [need.text for need in self.needs if not need.in_decoder]
+        """(module, pre-hook) pairs on the vision tower."""
+        texts = [need.text for need in self.needs if need.kind == "tower"]
         return vision_taps(self.pruner.family, model, texts) if texts else []
+
+    def projector_hooks(self, model: nn.Module) -> list:
+        """(module, hook) pairs on the projector."""
+        wanted = any(need.name == FeatureTap.text for need in self.needs)
+        return [(self.pruner.family.projector(model), FeatureTap())] if wanted else []
 
     def layer_hooks(self) -> list:
         """(module, pre-hook) pairs on decoder layers."""
-        return [(self.pruner.layers[i].self_attn, partial(self._watch, i)) for i in sorted(self._watched())]
+        return [(self.pruner.layers[i].self_attn, partial(self._watch, i)) for i in sorted(self.last_use)]
 
-    def _watched(self) -> set[int]:
-        rows = [
-            row_layer(need, site) for need in self.needs if need.in_decoder for site in self.pruner.plan.policy.sites
-        ]
-        return {row.index for row in rows if row is not None and not row.peek}
+    def after_hooks(self) -> list:
+        """(module, hook) pairs on decoder layers, called with what the module was given and what came out."""
+        pairs = []
+        for index in sorted(self.transitions):
+            layer = self.pruner.layers[index]
+            pairs.append((layer.self_attn, partial(self._see, index, "attention")))
+            pairs.append((mlp_of(layer), partial(self._see, index, "mlp")))
+        return pairs
+
+    def _forward(self) -> Forward | None:
+        if torch.compiler.is_compiling():
+            return None
+        forward = CURRENT.get()
+        return forward if forward is not None and forward.owner is self.pruner and forward.layout is not None else None
 
     def _watch(self, index: int, module: nn.Module, args: tuple, kwargs: dict) -> None:
-        if torch.compiler.is_compiling():
-            return
-        forward = CURRENT.get()
-        if forward is None or forward.owner is not self.pruner or forward.layout is None:
-            return
-        inputs = {**kwargs, "hidden_states": args[0]} if args else kwargs
-        forward.captured[index] = (inputs, forward.columns)
+        forward = self._forward()
+        if forward is not None:
+            forward.captured[index] = ({**kwargs, "hidden_states": args[0]} if args else kwargs, forward.columns)
 
-    def signals(
-        self, forward: Forward, site: float, index: int, hidden: Tensor, bound: Mapping, b: int
-    ) -> dict[str, Tensor]:
-        """What sample ``b`` sees at ``site``, served in layer ``index`` whose hidden states and arguments are given."""
-        found = {}
+    def _see(self, index: int, part: str, module: nn.Module, args: tuple, kwargs: dict, output) -> None:
+        forward = self._forward()
+        if forward is None:
+            return
+        x, out = args[0] if args else kwargs["hidden_states"], output[0] if isinstance(output, tuple) else output
+        if forward.transitions is None:
+            forward.transitions = Transitions()
+        names = self.transitions[index]
+        forward.transitions.see(names, index, part, x, out, forward.real(x.device), forward.columns)
+
+    # ---- what a policy sees
+
+    def signals(self, forward: Forward, site: float, index: int, hidden: Tensor, bound: Mapping, b: int) -> Signals:
+        """What sample ``b`` may read at ``site``, served in layer ``index`` with these hidden states and arguments."""
+        serve: dict[str, Callable[[], Tensor]] = {}
         for need in self.needs:
-            if not need.in_decoder:
-                found[need.text] = self._from_tower(forward, need, b).to(hidden.device)
-                continue
-            layer = row_layer(need, site)
-            if layer is not None:
-                if layer.peek:
-                    self._peek(forward, index, hidden, bound)
-                found[need.text] = self._rows(forward, need, layer.index, layer.peek, b)
-        return found
+            if need.kind == "tower":
+                serve[need.text] = partial(self._from_tower, forward, need, b, hidden.device)
+            elif need.kind == "transition":
+                if forward.transitions is not None and forward.transitions.done(need):
+                    logical = self._logical(forward, b)
+                    serve[need.text] = partial(forward.transitions.rows, need, b, logical, hidden.device)
+            elif (layer := row_layer(need, site)) is not None:
+                serve[need.text] = partial(self._read, forward, need, layer, (index, hidden, bound), b)
+        return Signals(forward, forward.serving, serve)
 
-    def _from_tower(self, forward: Forward, need: Need, b: int) -> Tensor:
+    def served(self, forward: Forward, site: float) -> None:
+        """Lets go of what no later site can ask for."""
+        for key in [k for k in forward.captured if not isinstance(k, int) or self.last_use.get(k, site) <= site]:
+            del forward.captured[key]
+
+    def _logical(self, forward: Forward, b: int) -> Tensor:
+        """(N,) columns of the visual tokens that are still there."""
+        sample = forward.samples[b]
+        return sample.row.columns[sample.offered[sample.alive]]
+
+    def _from_tower(self, forward: Forward, need: Need, b: int, device: torch.device):
         sample = forward.samples[b]
         seen = [source.signals.get(need.text) for source in sample.row.sources]
         if any(signal is None for signal in seen):
@@ -70,9 +121,16 @@ class Sight:
                 f"{need.text!r} comes from the vision tower, which did not run for this prompt while the model was "
                 "wrapped. Pass pixel values, or encode with get_image_features after vtprune.wrap"
             )
-        return torch.cat(seen, -1)[..., sample.offered[sample.alive].to(seen[0].device)]
+        if need.name == FeatureTap.text:
+            return tuple(feature.to(device) for feature in seen)
+        return torch.cat(seen, -1)[..., sample.offered[sample.alive].to(seen[0].device)].to(device)
 
     # ---- rows of decoder attention
+
+    def _read(self, forward: Forward, need: Need, layer, here: tuple, b: int) -> Tensor:
+        if layer.peek:
+            self._peek(forward, *here)
+        return self._rows(forward, need, layer.index, layer.peek, b).to(here[1].device)
 
     def _peek(self, forward: Forward, index: int, hidden: Tensor, bound: Mapping) -> None:
         key = ("peek", index)
@@ -87,12 +145,11 @@ class Sight:
         if memo not in forward.memo:
             forward.memo[memo] = self._attention(forward, need, index, peek, inputs, columns)
         attention = forward.memo[memo]
-        sample, device = forward.samples[b], attention.device
         offset = attention.shape[-1] - inputs["hidden_states"].shape[1]
-        places = physical(columns, b, sample.row.columns[sample.offered[sample.alive]].to(device)) + offset
+        places = physical(columns, b, self._logical(forward, b).to(attention.device)) + offset
         if need.name == "last_query_attention":
             return attention[b, 0, places]
-        return attention[b, : len(sample.row.text)][:, places]
+        return attention[b, : len(forward.samples[b].row.text)][:, places]
 
     def _attention(self, forward: Forward, need: Need, index: int, peek: bool, inputs: Mapping, columns) -> Tensor:
         """(B, R, K) rows of the wanted text tokens over all keys, past ones included."""
@@ -119,12 +176,30 @@ class Sight:
         if not peek:
             return stored
         plain = {k: v for k, v in inputs.items() if k in ("hidden_states", "position_embeddings", "position_ids")}
-        (call,) = attention_inputs(attn, attention_mask=None, **plain)
+        (call,) = attention_inputs(attn, without=("q_proj", "v_proj"), attention_mask=None, **plain)
         return torch.cat([stored, call.key], 2)
 
 
-def physical(columns: Tensor | None, b: int, logical: Tensor) -> Tensor:
-    """Physical rows of sample ``b`` that hold the given logical columns; pads repeat a column on the left."""
-    if columns is None:
-        return logical
-    return torch.searchsorted(columns[b].contiguous(), logical, right=True) - 1
+class Signals(Mapping):
+    """The signals of one sample at one site, each computed when it is first read, during ``select`` only."""
+
+    def __init__(self, forward: Forward, record: SiteRecord, serve: Mapping[str, Callable[[], Tensor]]):
+        self._forward, self._record, self._serve, self._seen = forward, record, serve, {}
+
+    def __getitem__(self, name: str) -> Tensor:
+        if name not in self._seen:
+            serve = self._serve[name]
+            if self._forward.serving is not self._record:
+                raise RuntimeError(
+                    f"the signal {name!r} of the site {site_name(self._record.site)} can be read only while select "
+                    "runs; keep a copy in tokens.memory if a later site needs it"
+                )
+            self._record.reads.add(name)
+            self._seen[name] = serve()
+        return self._seen[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._serve)
+
+    def __len__(self) -> int:
+        return len(self._serve)

@@ -9,12 +9,12 @@ import difflib
 import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
-from vtprune.attention import allowed_keys, attention_inputs, attention_rows
+from vtprune.attention import allowed_keys, attention_inputs, attention_rows, projects_apart
 from vtprune.compat import attention_window
 from vtprune.families.base import Family
 from vtprune.tokens import BEFORE_LLM, site_name
@@ -24,14 +24,19 @@ SIGNALS: dict[str, str] = {
     "text_attention": "(M, N) float32: what each text token pays to each visual token, mean over heads",
     "cls_attention": "(layers, heads, N) in the tower's dtype: what the tower's class token pays to each visual token",
     "vision_attention": "(N,) float32: what a visual token gets in a tower layer, mean over heads and patches",
+    "projected_features": "one (frames, patches, D) for each segment: what the projector gave, before any pooling",
+    "transition": "(layers run, N) in the model's dtype: how much attention and MLP change each token, by 1 - cosine",
+    "transition_unsigned": "the same by 1 - |cosine|",
 }
 """Signals by name. The first two are rows of a decoder layer: the layer before the site, which has just run, or
-``:peek``, the layer at the site before it runs, or ``:<index>``, a layer that has run. The last two come from the
+``:peek``, the layer at the site before it runs, or ``:<index>``, a layer that has run. The next two come from the
 vision tower: ``:<layer>`` or ``:<layer>,<layer>``, negative ones counted from the end; by default -2 for
 ``cls_attention`` and -1 for ``vision_attention``. Where several patches make one visual token their mean is given;
-tokens that are no patches have 0."""
+tokens that are no patches have 0. The features come from the projector of families that pool after it. The last two are
+seen in the decoder layers named, as in ``transition:6,7,8``, as far as those have run."""
 
 DECODER_ROWS = ("last_query_attention", "text_attention")
+TRANSITIONS = ("transition", "transition_unsigned")
 _TOWER_DEFAULT = {"cls_attention": (-2,), "vision_attention": (-1,)}
 
 
@@ -42,7 +47,7 @@ class Need:
     text:  as it was asked; also the key in ``VisualTokens.signals``.
     name:  a name of ``SIGNALS``.
     where: decoder rows: None (the layer before the site), "peek" or the index of a layer.
-           vision tower: the layers, in the order asked.
+           vision tower and transitions: the layers, in the order asked. projected features: ().
     """
 
     text: str
@@ -50,9 +55,14 @@ class Need:
     where: int | str | tuple[int, ...] | None
 
     @property
+    def kind(self) -> Literal["rows", "transition", "tower"]:
+        """What is looked at: attention rows of decoder layers, their transitions, or the vision tower."""
+        return "rows" if self.name in DECODER_ROWS else "transition" if self.name in TRANSITIONS else "tower"
+
+    @property
     def in_decoder(self) -> bool:
         """Whether decoder layers are looked at; otherwise the vision tower is."""
-        return self.name in DECODER_ROWS
+        return self.kind != "tower"
 
 
 def parse(need: str) -> Need:
@@ -70,14 +80,22 @@ def parse(need: str) -> Need:
         if len(layers) > 1 or min(layers, default=0) < 0:
             raise ValueError(f"cannot read {need!r}: {_places(name)}")
         return Need(need, name, layers[0] if layers else place or None)
+    if name in TRANSITIONS and (min(layers, default=-1) < 0 or len(set(layers)) < len(layers)):
+        raise ValueError(f"cannot read {need!r}: {_places(name)}")
+    if name == "projected_features":
+        if colon:
+            raise ValueError(f"cannot read {need!r}: {name!r} comes from one place and takes none")
+        return Need(need, name, ())
     if place == "peek" or (name == "vision_attention" and len(layers) > 1):
         raise ValueError(f"cannot read {need!r}: {_places(name)}")
-    return Need(need, name, layers or _TOWER_DEFAULT[name])
+    return Need(need, name, layers or _TOWER_DEFAULT.get(name, ()))
 
 
 def _places(name: str) -> str:
     if name in DECODER_ROWS:
         return f"{name!r} takes nothing, ':peek' or the index of one decoder layer, as in '{name}:3'"
+    if name in TRANSITIONS:
+        return f"{name!r} takes indices of different decoder layers, 0 or more, as in '{name}:6,7,8'"
     more = ", or several, as in 'cls_attention:-3,-2'" if name == "cls_attention" else ""
     return f"{name!r} takes the index of a layer of the vision tower, as in '{name}:-2'{more}"
 
@@ -117,8 +135,12 @@ def check_needs(policy: Any, family: Family, model: nn.Module) -> tuple[Need, ..
     needs = needed(policy)
     layers = len(family.decoder(model).layers)
     for need in needs:
-        if need.in_decoder:
+        if need.kind == "rows":
             _check_rows(need, tuple(policy.sites), layers)
+        elif need.kind == "transition":
+            _check_transition(need, tuple(policy.sites), layers)
+        elif need.name == "projected_features":
+            _check_projected(need, family, model)
         else:
             _check_tower(need, family, model)
     return needs
@@ -137,6 +159,26 @@ def _check_rows(need: Need, sites: Iterable[float], layers: int) -> None:
             raise ValueError(
                 f"{need.text!r} asks for decoder layer {layer.index}; this model has layers 0 to {layers - 1}"
             )
+
+
+def _check_transition(need: Need, sites: Iterable[float], layers: int) -> None:
+    first, last = min(need.where), max(need.where)
+    if last >= layers:
+        raise ValueError(f"{need.text!r} asks for decoder layer {last}; this model has layers 0 to {layers - 1}")
+    if not any(site > first + 0.5 for site in sites):
+        where = ", ".join(site_name(site) for site in sites)
+        raise ValueError(
+            f"{need.text!r} looks at decoder layers that have not run at the policy's sites ({where}). Ask for earlier "
+            f"layers, or choose a site of {first + 1} or more"
+        )
+
+
+def _check_projected(need: Need, family: Family, model: nn.Module) -> None:
+    if not family.pools_after_projector:
+        raise ValueError(
+            f"{need.text!r} are the projector's features before they are pooled, and {type(model).__name__} does not "
+            "pool after its projector: use the visual tokens themselves"
+        )
 
 
 def _check_tower(need: Need, family: Family, model: nn.Module) -> None:
@@ -167,17 +209,22 @@ def row_attention(
     rows:   (B, R) int64, the rows of ``hidden_states`` to look from; repeat one where a sample has fewer.
     mask:   that the layer is given, see ``vtprune.attention.allowed_keys``; None is causal.
     keys:   (B, H_kv, K, d) that the layer left in its cache, the last P of them from ``hidden_states``; None computes
-            them from ``hidden_states``. With them only R rows are projected.
+            them from ``hidden_states``. Queries are projected for R rows only, and values for none,
+            where the module's projections can be told apart.
     """
     hidden = inputs["hidden_states"]
     asked = {name: value for name, value in inputs.items() if name not in _IGNORED}
     asked["attention_mask"] = None
-    if keys is not None:
-        asked = {name: _PER_TOKEN[name](value, rows) if name in _PER_TOKEN else value for name, value in asked.items()}
-    (call,) = attention_inputs(attn, **asked)
-    query, key = call.query, keys
-    if keys is None:
+    few = {name: _PER_TOKEN[name](value, rows) if name in _PER_TOKEN else value for name, value in asked.items()}
+    if keys is None and not projects_apart(attn):
+        (call,) = attention_inputs(attn, **asked)
         query, key = _take(call.query.transpose(0, 1), rows).transpose(0, 1), call.key
+    else:
+        (call,) = attention_inputs(attn, without=("k_proj", "v_proj"), **few)
+        query, key = call.query, keys
+        if keys is None:
+            (call,) = attention_inputs(attn, without=("q_proj", "v_proj"), **asked)
+            key = call.key
     allowed = allowed_keys(
         mask,
         rows,

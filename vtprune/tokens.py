@@ -50,17 +50,37 @@ class Segment:
 
 
 @dataclass(frozen=True)
+class ModelFacts:
+    """What a policy may know of the model before its first prompt, to fit its options to it.
+
+    model_type:     of the model's config.
+    depth:          decoder layers.
+    width:          of the decoder's hidden states, D.
+    class_token:    whether every vision tower has a class token.
+    line_positions: whether positions are a line of integers; otherwise they have time, height and width (mRoPE).
+    """
+
+    model_type: str
+    depth: int
+    width: int
+    class_token: bool
+    line_positions: bool
+
+
+@dataclass(frozen=True)
 class VisualTokens:
     """The visual tokens of ONE sample at one site. Policies never see a batch, padding or a cache.
 
     hidden:   (N, D) visual tokens that are still alive, prompt order.
     text:     (M, D) the other tokens of the sample, prompt order, without padding, newlines and separators.
     segments: cover ``hidden`` without overlap.
-    signals:  what ``Policy.needs`` asked for, under the name that was asked (``signals.py`` gives the shapes).
+    signals:  what ``Policy.needs`` asked for, under the name that was asked (``signals.py`` gives the shapes); each is
+              computed when it is read, and at sites where it is not read it costs nothing.
     site:     the site being served, for policies with several.
     rows:     (N,) int64, ascending: which of the sample's visual tokens (counted before any pruning) these are.
     coords:   (N, 4) int64: view, frame, row and column of each; -1 where the family does not know.
     position: (N,) int64 column of each in the unpruned prompt, counted without the sample's padding.
+    text_position: (M,) int64, the same for ``text``.
     seed:     a number that depends on the sample's prompt alone, the same in every batch and for every beam.
     memory:   what the policy wants to find again at its next site, of this sample in this forward.
     """
@@ -73,6 +93,7 @@ class VisualTokens:
     rows: Tensor | None = None
     coords: Tensor | None = None
     position: Tensor | None = None
+    text_position: Tensor | None = None
     seed: int = 0
     memory: MutableMapping = field(default_factory=dict)
 
@@ -90,11 +111,20 @@ class Selection:
             a sparse COO (K, N) float matrix whose rows sum to 1 (pooling, resizing): kept row j becomes the
             weighted sum of all rows by ``merge[j]``.
     weight: (N,) float > 0, the weight of each row in the averages of an (N,) ``merge``; None weighs them equally.
+    values: (K, D) float, instead of ``merge``: the kept rows become these, made from what ``hidden`` does not hold.
+    note:   a sentence for the report: what the user should know of this answer.
     """
 
     keep: Tensor
     merge: Tensor | None = None
     weight: Tensor | None = None
+    values: Tensor | None = None
+    note: str = ""
+
+    @property
+    def changes(self) -> bool:
+        """Whether kept rows become other vectors."""
+        return self.merge is not None or self.values is not None
 
     @staticmethod
     def all(tokens: "VisualTokens") -> "Selection":

@@ -48,17 +48,29 @@ class VisionTap:
 def vision_taps(family: Family, model: nn.Module, needs: Sequence[Need | str]) -> list[tuple[nn.Module, VisionTap]]:
     """The attention modules to watch and the pre-hook for each; empty if no need looks into the tower."""
     needs = [parse(need) if isinstance(need, str) else need for need in needs]
+    needs = [need for need in needs if need.kind == "tower" and need.where]
     wanted: dict[int, tuple[nn.Module, int, bool, list[Need]]] = {}
-    for kind in family.towers(model) if any(not need.in_decoder for need in needs) else ():
+    for kind in family.towers(model) if needs else ():
         layers, class_token = family.vision_layers(model, kind), family.has_class_token(model, kind)
         for need in needs:
-            for layer in () if need.in_decoder else need.where:
+            for layer in need.where:
                 # one tower may serve images and videos
                 module = layers[layer]
                 entry = wanted.setdefault(id(module), (module, layer % len(layers), class_token, []))
                 if need not in entry[3]:
                     entry[3].append(need)
     return [(module, VisionTap(layer, some, class_token)) for module, layer, class_token, some in wanted.values()]
+
+
+class FeatureTap:
+    """A forward hook for the projector: keeps what it gave, (tiles, patches, D) for each call."""
+
+    text = "projected_features"
+
+    def __call__(self, module: nn.Module, args: tuple, kwargs: Mapping[str, Any], output: Tensor) -> None:
+        collected = COLLECTED.get()
+        if collected is not None:
+            collected.setdefault(self.text, {}).setdefault(0, []).append(output)
 
 
 @torch.no_grad()
@@ -109,12 +121,17 @@ def spread_signals(
     """The collected scores of one encoder call, need by need and source by source, as ``SIGNALS`` describes them.
 
     kind, arguments: of the encoder call, see ``Family.sources``. sources: what it delivered, n visual tokens each.
-    Returns for each source: need -> (layers, heads, n) or (n,).
+    Returns for each source: need -> (layers, heads, n), (n,), or of projected features (frames, patches, D).
     """
     out: list[dict[str, Tensor]] = [{} for _ in sources]
-    count = len(family.vision_layers(model, kind)) if collected else 0
+    count = len(family.vision_layers(model, kind)) if set(collected) - {FeatureTap.text} else 0
     for text, layers in collected.items():
-        need = parse(text)
+        need, lengths = parse(text), [len(source) for source in sources]
+        if need.name == FeatureTap.text:
+            features = family.projected(model, kind, arguments, torch.cat(layers[0]), lengths)
+            for signals, feature in zip(out, features, strict=True):
+                signals[text] = feature
+            continue
         missing = [layer for layer in need.where if layer % count not in layers]
         if missing:
             raise NotImplementedError(
@@ -123,7 +140,7 @@ def spread_signals(
         scores = torch.stack([torch.cat(layers[layer % count]) for layer in need.where], 1)
         # the arrangement may interpolate, which half precision would blur
         wide = scores.to(torch.promote_types(scores.dtype, torch.float32)).flatten(1, 2)
-        spread = family.spread(model, kind, arguments, wide, [len(source) for source in sources])
+        spread = family.spread(model, kind, arguments, wide, lengths)
         for signals, score in zip(out, spread, strict=True):
             score = score.to(scores.dtype).unflatten(0, scores.shape[1:3])
             signals[text] = score if need.name == "cls_attention" else score[0, 0]

@@ -81,12 +81,14 @@ class Family:
                         (DeepStack); called as (hidden, visual mask (B, L), embeddings (visual tokens, D)).
     tokenwise:          layer arguments with one entry per token, gathered with the hidden states: name -> dimension.
     reads_position_ids: whether attention computes with ``position_ids`` beyond the rotary tables.
+    pools_after_projector: whether videos leave ``projector`` with more tokens than reach the prompt.
     """
 
     model_types: tuple[str, ...] = ()
     between_layers: tuple[str, ...] = ()
     tokenwise: Mapping[str, int] = {}
     reads_position_ids: bool = False
+    pools_after_projector: bool = False
 
     def base(self, model: nn.Module) -> nn.Module:
         """The model that owns ``get_image_features`` and merges the features into the prompt."""
@@ -104,6 +106,16 @@ class Family:
             if hasattr(base, name):
                 return {"image": getattr(base, name), "video": getattr(base, name)}
         return {}
+
+    def projector(self, model: nn.Module) -> nn.Module:
+        """Maps features of the vision tower to the decoder's width."""
+        return self.base(model).multi_modal_projector
+
+    def projected(
+        self, model: nn.Module, kind: str, arguments: Mapping, features: Tensor, lengths: Sequence[int]
+    ) -> list[Tensor]:
+        """(tiles, patches, D) of all sources, as ``projector`` gave them, -> those of each source."""
+        return list(features.chunk(len(lengths)))
 
     def placeholders(self, model: nn.Module) -> dict[str, int]:
         """The placeholder id of each modality that the model knows."""

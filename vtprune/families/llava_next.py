@@ -92,6 +92,7 @@ def tail_source(kind: str, frames: int, newline: Tensor) -> Source:
 @register
 class LlavaOnevision(LlavaNext):
     model_types = ("llava_onevision",)
+    pools_after_projector = True
 
     def tiles(self, model: nn.Module, arguments: Mapping) -> list[int]:
         counts = super().tiles(model, arguments)
@@ -108,6 +109,13 @@ class LlavaOnevision(LlavaNext):
             tiles, arguments["image_sizes"], image_newline=newline, vision_aspect_ratio=ratio
         )
         return list(packed)
+
+    def projected(
+        self, model: nn.Module, kind: str, arguments: Mapping, features: Tensor, lengths: Sequence[int]
+    ) -> list[Tensor]:
+        if kind == "image":
+            return list(features.split(self.tiles(model, arguments)))
+        return super().projected(model, kind, arguments, features, lengths)
 
     def video_sources(self, model: nn.Module, arguments: Mapping, features: Sequence[Tensor]) -> list[Source]:
         frames = arguments["pixel_values_videos"].shape[1]

@@ -22,8 +22,10 @@ class Policy(Protocol):
     select: the tokens of one sample at one site -> which rows live on.
 
     Optional members: ``positions``, "original" (default: survivors keep their place in the prompt) or "compact"
-    (they are renumbered, as methods do that shorten the prompt before the LLM); ``newlines`` (default False), whether
-    newline and separator tokens are offered for pruning too.
+    (they are renumbered, as methods do that shorten the prompt before the LLM; models whose positions are no line keep
+    the original ones); ``newlines`` (default False), whether newline and separator tokens are offered for pruning too;
+    ``fitted(facts: ModelFacts) -> Policy``, the policy for a given model: itself, or a copy with other options, sites
+    and needs; ``notes`` (default ()), sentences for the report, such as what stands in for a signal.
     """
 
     needs: frozenset[str]
