@@ -79,11 +79,33 @@ class Sample:
             value = self._random(name, layers, HEADS, n + 1).mul(3).softmax(-1)[..., 1:].to(self.dtype)
         elif base == "vision_attention":
             value = self._random(name, n, n).mul(3).softmax(-1).mean(0)
+        elif base in ("transition", "transition_unsigned"):
+            value = self._random(name, len(suffix.split(",")), n).exp().div(n).to(self.dtype)
+        elif base == "projected_features":
+            return self._projected()
         else:
             raise NotImplementedError(
                 f"no made-up values for the signal {name!r}: add it to tests/policies/fabricate.py"
             )
         return value.to(self.device)
+
+    def _projected(self) -> tuple[Tensor, ...]:
+        """Before pooling a frame has twice the rows and columns; an image without a grid has one row."""
+        found = []
+        for i, source in enumerate(LAYOUTS[self.layout]):
+            t, h, w = source.grids[0] if source.grids else (1, 1, source.n)
+            wide = self._random(f"projected {i}", t, 4 * h * w, self.width)
+            found.append(wide.to(self.device, self.dtype))
+        return tuple(found)
+
+    def _served(self, name: str, site: float, rows: Tensor):
+        """A signal as far as it exists at a site, of the rows that are left."""
+        value, (base, _, suffix) = self.signal(name), name.partition(":")
+        if base == "projected_features":
+            return value
+        if base.startswith("transition"):
+            value = value[: sum(int(layer) < site for layer in suffix.split(","))]
+        return value[..., rows].contiguous()
 
     def at(
         self,
@@ -105,11 +127,12 @@ class Sample:
             hidden=self.hidden()[rows],
             text=self._random("text", self.n_text, self.width).to(self.device, self.dtype),
             segments=tuple(segments),
-            signals={name: self.signal(name)[..., rows].contiguous() for name in needs},
+            signals={name: self._served(name, site, rows) for name in needs},
             site=site,
             rows=rows,
             coords=self.coords().to(self.device)[rows],
             position=rows + 5,
+            text_position=torch.cat([torch.arange(5), len(self) + torch.arange(5, self.n_text)]).to(self.device),
             seed=self.seed,
             memory={} if memory is None else memory,
         )
