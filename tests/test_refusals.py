@@ -268,7 +268,7 @@ def test_an_unknown_family_names_itself_and_the_file_to_write():
 def test_signals_that_a_tower_lacks_are_refused_at_wrap():
     before = traces(model_of("qwen2_5_vl"))
     with pytest.raises(ValueError, match="class token"):
-        vtprune.wrap(model_of("qwen2_5_vl"), "vtc_cls")
+        vtprune.wrap(model_of("qwen2_5_vl"), "vtc_cls", signal="cls")
     assert traces(model_of("qwen2_5_vl")) == before
 
 

@@ -96,8 +96,16 @@ def facts_of(model: nn.Module, family: Family) -> ModelFacts:
         depth=len(decoder.layers),
         width=decoder.config.hidden_size,
         class_token=bool(towers) and all(family.has_class_token(model, kind) for kind in towers),
+        tower_layers=_tower_layers(model, family),
         line_positions=compat.has_line_positions(decoder),
     )
+
+
+def _tower_layers(model: nn.Module, family: Family) -> int:
+    try:
+        return min((len(family.vision_layers(model, kind)) for kind in family.towers(model)), default=0)
+    except NotImplementedError:
+        return 0
 
 
 def check_sites(policy: Policy, depth: int) -> None:

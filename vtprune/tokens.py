@@ -58,6 +58,7 @@ class ModelFacts:
     width:          of the decoder's hidden states, D.
     class_token:    whether every vision tower has a class token.
     line_positions: whether positions are a line of integers; otherwise they have time, height and width (mRoPE).
+    tower_layers:   layers of the vision tower, of the shallowest if there are several; 0 if it is not known.
     """
 
     model_type: str
@@ -65,6 +66,7 @@ class ModelFacts:
     width: int
     class_token: bool
     line_positions: bool
+    tower_layers: int = 0
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,9 @@ from transformers import (
 )
 
 import vtprune
+from tests import tiny
 from tests.policies.golden import load, weights
+from vtprune.policies.base import ScorePolicy
 from vtprune.policies.vtc_cls import VTCCLS, layers_from_start
 from vtprune.tokens import Segment, VisualTokens
 
@@ -146,7 +148,8 @@ def test_a_wrong_score_dtype_is_refused_by_value():
 
 @torch.no_grad()
 def test_released_results_are_met_inside_a_wrapped_model(golden):
-    """Oracle: the authors' code on the same tower, which here sits in a LLaVA that ``vtprune.wrap`` prunes."""
+    """Oracle: the authors' code on the same tower, which here sits in a LLaVA that ``vtprune.wrap`` prunes; logits: the
+    bare decoder on a prompt that was made of the kept features alone."""
     path = golden("vtc_cls") / "tiny_clip_e2e.npz"
     if not path.is_file():
         pytest.skip(f"{path} is not there")
@@ -163,5 +166,48 @@ def test_released_results_are_met_inside_a_wrapped_model(golden):
     for attention in ("sdpa", "eager"):
         model.set_attn_implementation(attention)
         with vtprune.pruned(model, "vtc_cls", layers=layers, n_keep=int(case["k"])) as report:
-            model.generate(**inputs, max_new_tokens=2, do_sample=False)
+            out = model.generate(
+                **inputs, max_new_tokens=2, do_sample=False, output_logits=True, return_dict_in_generate=True
+            )
             assert report.kept()[0].rows.tolist() == case["keep"].tolist()
+        states = model.model.vision_tower(case["pixel_values"], output_hidden_states=True).hidden_states
+        words = model.get_input_embeddings()(torch.tensor([[1, 2, 3, int(out.sequences[0, -2])]]))
+        image = model.model.multi_modal_projector(states[-2][:, 1:][:, case["keep"]])
+        prompt = torch.cat([words[:, :1], image, words[:, 1:]], 1)
+        logits = model.lm_head(model.model.language_model(inputs_embeds=prompt).last_hidden_state)[0, -2:]
+        torch.testing.assert_close(torch.cat(out.logits), logits, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("family", ["llava_onevision", "qwen2_5_vl", "gemma3", "idefics3"])
+def test_towers_without_a_class_token_use_the_stand_in_and_say_so(family):
+    """Oracle: the rows of largest ``vision_attention``, as another policy gets it; towers with one do not need it."""
+
+    class Listen(ScorePolicy):
+        needs = frozenset({"vision_attention"})
+
+        def score(self, tokens):
+            return tokens.signals["vision_attention"]
+
+    model, inputs = tiny.build(family), tiny.batch(family, "two_images")
+    with vtprune.pruned(model, Listen(keep_ratio=0.4)) as report:
+        tiny.greedy(model, inputs, 1)
+        expected = report.sites[0].kept
+    with vtprune.pruned(model, "vtc_cls", keep_ratio=0.4) as report:
+        tiny.greedy(model, inputs, 1)
+        assert all(map(torch.equal, report.sites[0].kept, expected))
+        assert any("stand in for its class token" in note for note in report.notes)
+        assert report.notes[0] in str(report)
+
+
+def test_a_class_token_is_used_where_there_is_one():
+    with vtprune.pruned(tiny.build("llava"), "vtc_cls", layers=(-2,)) as report:
+        assert report.notes == []
+
+
+def test_the_last_layer_is_refused_by_any_name():
+    model = tiny.build("llava")
+    last = model.config.vision_config.num_hidden_layers - 1
+    with pytest.raises(ValueError, match=f"here {last}; got layers=\\(0, {last}\\)"):
+        vtprune.wrap(model, "vtc_cls", layers=(0, last))
+    with pytest.raises(ValueError, match="'both'"):
+        VTCCLS(signal="both")
