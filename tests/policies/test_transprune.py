@@ -115,7 +115,10 @@ def llava_with(case):
 @torch.no_grad()
 def test_released_results_are_met_through_wrap_and_generate(golden):
     """Oracle: the authors' code in its own model: kept columns at each stage, last hidden states, logits."""
-    for name, case in cases(golden("transprune")):
+    whole = [(name, case) for name, case in cases(golden("transprune")) if weights(case)]
+    if not whole:
+        pytest.skip("the cases that are there have no weights")
+    for name, case in whole:
         model, inputs = llava_with(case)
         start = int(case["image_start"])
         vtprune.wrap(model, policy_of(case))
