@@ -130,6 +130,16 @@ class Report:
     # ---- read by everybody
 
     @property
+    def policy(self):
+        """The policy that is in force here, fitted to the model."""
+        return self._plan.active()
+
+    @property
+    def positions(self) -> str:
+        """ "original" or "compact", as it is served."""
+        return self._plan.positions(self.policy)
+
+    @property
     def sites(self) -> list[SiteRecord]:
         """The sites of the last prefill in order; empty before the first."""
         return self.last.sites if self.last else []
@@ -211,7 +221,7 @@ class Report:
         total = flops.Flops()
         for b, row in enumerate(self.last.layout.rows if self.last else ()):
             for record in self.sites:
-                for need in needed(self._plan.policy):
+                for need in needed(self.policy):
                     layer = row_layer(need, record.site) if _read(need, record) else None
                     if layer is not None and record.before[b]:
                         rows = 1 if need.name == "last_query_attention" else len(row.text)
@@ -255,8 +265,8 @@ class Report:
     def __str__(self) -> str:
         if self.last is None:
             seen = f"; {self.without_visual} prompts had no visual tokens" if self.without_visual else ""
-            return f"{self._plan.policy}: no image or video was pruned yet{seen}"
-        lines = [f"{self._plan.policy}, last of {self.prefills} prefills:"]
+            return f"{self.policy}: no image or video was pruned yet{seen}"
+        lines = [f"{self.policy}, last of {self.prefills} prefills:"]
         for record in self.sites:
             counts = ", ".join(f"{n} -> {k}" for n, k in zip(record.before, record.after, strict=True))
             lines.append(f"  {site_name(record.site)}: {counts} visual tokens, {record.milliseconds:.1f} ms")

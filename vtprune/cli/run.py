@@ -161,7 +161,7 @@ def answer(arguments: argparse.Namespace, policy: Any, images: list, prompt: str
         raise UserError(
             f"the processor of {arguments.model} put no visual tokens into the prompt; there is nothing to prune"
         )
-    result = _result(arguments, policy, loaded, images, prompt, right, looks, times, report)
+    result = _result(arguments, loaded, images, prompt, right, looks, times, report)
     return result, functools.partial(_draw, arguments, report, images, raw, loaded) if arguments.overlay else None
 
 
@@ -176,7 +176,7 @@ def _variants(model, policy: Any, arguments: argparse.Namespace) -> dict:
     return {**variants, "pruned": functools.partial(pruned, model, policy, positions=arguments.positions)}
 
 
-def _result(arguments, policy, loaded, images, prompt, right, looks, times, report) -> dict[str, Any]:
+def _result(arguments, loaded, images, prompt, right, looks, times, report) -> dict[str, Any]:
     from vtprune import __version__
     from vtprune.cli.measure import timed_tokens
     from vtprune.cli.result import compared, plain_numbers, policy_values, pruned_numbers
@@ -193,8 +193,8 @@ def _result(arguments, policy, loaded, images, prompt, right, looks, times, repo
             "dtype": str(model.dtype).removeprefix("torch."),
             "device": str(model.device),
         },
-        "policy": policy_values(arguments.policy, policy),
-        "positions": arguments.positions or getattr(policy, "positions", "original"),
+        "policy": policy_values(arguments.policy, report.policy),
+        "positions": report.positions,
         "images": [{"path": path, "size": list(image.size)} for path, image in zip(paths, images, strict=True)],
         "prompt": prompt,
         "right_answer": right if loaded.embedded else None,
