@@ -10,9 +10,9 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from datetime import datetime, timezone
 from pathlib import Path
 
 import torch
@@ -154,12 +154,12 @@ def mean_of(runs: Sequence[Sequence[float]]) -> list[float]:
 
 def tell_progress(total: int) -> Callable[[dict], None]:
     """Writes to stderr what is done, and the time left."""
-    start, done = time.monotonic(), 0
+    start, done = datetime.now(timezone.utc), 0
 
     def tell(row: dict) -> None:
         nonlocal done
         done += 1
-        left = (time.monotonic() - start) / done * (total - done)
+        left = (datetime.now(timezone.utc) - start).total_seconds() / done * (total - done)
         share = f"{100 * sum(row['right']) / len(row['right']):.1f} %" if "right" in row else row["error"]
         sys.stderr.write(f"[{done}/{total}, {left / 60:.0f} min left] {row['policy']} {row['keep_ratio']}: {share}\n")
 

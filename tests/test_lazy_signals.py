@@ -244,6 +244,43 @@ def test_positions_renumbered_after_the_prefill_only():
     torch.testing.assert_close(got, second, atol=1e-9, rtol=1e-9)
 
 
+@dataclass
+class Stops:
+    """Halves by norm at every site until few are left; then says that this was the last, or goes on answering all."""
+
+    says: bool
+    needs: frozenset[str] = frozenset({"last_query_attention"})
+    sites: tuple[float, ...] = (BEFORE_LLM, *INSIDE)
+    asked: list = field(default_factory=list)
+
+    def select(self, tokens):
+        self.asked.append(tokens.site)
+        self.held = len(CURRENT.get().captured)
+        if tokens.memory.get("done") or len(tokens) < 9:
+            tokens.memory["done"] = True
+            return Selection(torch.arange(len(tokens)), last=self.says)
+        keep = tokens.hidden.float().norm(dim=-1).topk(len(tokens) // 2).indices.sort().values
+        return Selection(keep)
+
+
+@pytest.mark.parametrize("kind", ["one", "ragged"])
+def test_a_policy_that_is_done_with_a_sample_is_not_asked_again(kind):
+    """Oracle: the same policy that is asked at every site and keeps what there is."""
+    model, inputs = model_of("llava", torch.float64), tiny.batch("llava", kind)
+    patient, brief = Stops(False), Stops(True)
+    with vtprune.pruned(model, patient) as report:
+        expected, lengths = answer(model, inputs), report.last.lengths
+    with vtprune.pruned(model, brief) as report:
+        got = answer(model, inputs)
+        assert [[n if isinstance(n, int) else n[1] for n in row] for row in report.last.lengths] == [
+            [n if isinstance(n, int) else n[1] for n in row] for row in lengths
+        ]
+    assert len(patient.asked) > len(brief.asked)
+    assert torch.equal(got[0], expected[0])
+    for one, other in zip(got[1], expected[1]):
+        torch.testing.assert_close(one, other, atol=1e-9, rtol=1e-9)
+
+
 def test_text_positions_are_the_columns_of_the_text():
     """Oracle: the placeholders in the ids, padding taken off."""
     inputs = tiny.batch("llava", "ragged", torch.float32)

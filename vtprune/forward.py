@@ -45,6 +45,7 @@ class Sample:
     others: Tensor
     text: Tensor
     memory: dict = field(default_factory=dict)
+    done: bool = False
 
     @staticmethod
     def start(row: Row, length: int, newlines: bool) -> Sample:
@@ -137,8 +138,9 @@ class Forward:
         self.record = Prefill(layout, [sample.offered for sample in self.samples])
 
     @property
-    def prunable(self) -> bool:
-        return self.layout is not None
+    def done(self) -> bool:
+        """Whether no sample has anything left to ask."""
+        return all(sample.done for sample in self.samples)
 
     def prune(self, site: float, hidden: Tensor, signals: Callable[[int], Mapping[str, Tensor]], shift: Tensor | None):
         """Asks the policy for every sample and applies its answers.
@@ -146,16 +148,22 @@ class Forward:
         hidden:  (B, P, D). signals: of sample b. shift: (B,) renumbering of earlier turns, or None.
         Returns the pruned (B, K, D), or ``hidden`` itself if everything stays.
         """
+        if self.done:
+            return hidden
         record = SiteRecord(site, [len(sample.visual) for sample in self.samples], Stopwatch.start(hidden.device))
         self.serving = record
         offered = [
-            sample.tokens(hidden[b], site, signals(b)) if len(sample.visual) else None
+            sample.tokens(hidden[b], site, signals(b)) if len(sample.visual) and not sample.done else None
             for b, sample in enumerate(self.samples)
         ]
         selections = [None if tokens is None else self.policy.select(tokens) for tokens in offered]
         record.lap.stop(hidden.device)
         self.serving = None
         kept = check_selections(selections, offered, self.policy)
+        for b, (sample, selection) in enumerate(zip(self.samples, selections, strict=True)):
+            if sample.done:
+                kept[b] = torch.arange(len(sample.visual))
+            sample.done = sample.done or not len(sample.visual) or (selection is not None and selection.last)
         record.kept = [sample.alive[keep] for sample, keep in zip(self.samples, kept, strict=True)]
         record.notes = list(dict.fromkeys(s.note for s in selections if s is not None and s.note))
         self.record.sites.append(record)

@@ -44,6 +44,9 @@ class InsideSite:
         if forward is None:
             return
         state = forward.inside
+        if forward.done:
+            state.clear()
+            return
         middle = state.pop("residual") + (output[0] if isinstance(output, tuple) else output)
         signals = functools.partial(self.pruner.sight.signals, forward, inside(self.index), self.index, middle, kwargs)
         n_steps = len(forward.steps)

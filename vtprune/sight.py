@@ -70,7 +70,9 @@ class Sight:
         if torch.compiler.is_compiling():
             return None
         forward = CURRENT.get()
-        return forward if forward is not None and forward.owner is self.pruner and forward.layout is not None else None
+        if forward is None or forward.owner is not self.pruner or forward.layout is None or forward.done:
+            return None
+        return forward
 
     def _watch(self, index: int, module: nn.Module, args: tuple, kwargs: dict) -> None:
         forward = self._forward()

@@ -115,6 +115,7 @@ class Selection:
     weight: (N,) float > 0, the weight of each row in the averages of an (N,) ``merge``; None weighs them equally.
     values: (K, D) float, instead of ``merge``: the kept rows become these, made from what ``hidden`` does not hold.
     note:   a sentence for the report: what the user should know of this answer.
+    last:   True says that the policy has nothing more to do for this sample in this forward; it is not asked again.
     """
 
     keep: Tensor
@@ -122,6 +123,7 @@ class Selection:
     weight: Tensor | None = None
     values: Tensor | None = None
     note: str = ""
+    last: bool = False
 
     @property
     def changes(self) -> bool:
