@@ -139,3 +139,11 @@ def test_saving_while_wrapped_saves_the_stock_model(tmp_path):
         assert set(model.state_dict()) == names
         model.save_pretrained(tmp_path)
     assert same(answer(type(model).from_pretrained(tmp_path).eval(), inputs), expected)
+
+
+def test_a_model_knows_whether_it_is_wrapped():
+    model = tiny.build("llava")
+    assert not vtprune.is_wrapped(model)
+    with vtprune.pruned(model, "random"):
+        assert vtprune.is_wrapped(model)
+    assert not vtprune.is_wrapped(model)

@@ -4,14 +4,15 @@
 """
 
 from vtprune import policies as _policies  # noqa: F401 (importing registers them)
-from vtprune.api import options, pruned, report, unwrap, wrap
+from vtprune.api import is_wrapped, options, pruned, report, unwrap, wrap
 from vtprune.policies.base import POLICIES, Policy, ScorePolicy, register
-from vtprune.tokens import BEFORE_LLM, Segment, Selection, VisualTokens, inside
+from vtprune.tokens import BEFORE_LLM, ModelFacts, Segment, Selection, VisualTokens, inside
 
 __version__ = "0.1.0"
 
 __all__ = [
     "BEFORE_LLM",
+    "ModelFacts",
     "POLICIES",
     "Policy",
     "ScorePolicy",
@@ -19,6 +20,7 @@ __all__ = [
     "Selection",
     "VisualTokens",
     "inside",
+    "is_wrapped",
     "options",
     "pruned",
     "register",

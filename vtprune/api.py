@@ -1,4 +1,4 @@
-"""The public functions: wrap, unwrap, pruned, options, report."""
+"""The public functions: wrap, unwrap, is_wrapped, pruned, options, report."""
 
 from __future__ import annotations
 
@@ -60,6 +60,11 @@ def unwrap(model: nn.Module) -> nn.Module:
     if pruner is not None:
         pruner.close()
     return model
+
+
+def is_wrapped(model: nn.Module) -> bool:
+    """Whether ``wrap`` changed this model and ``unwrap`` did not undo it."""
+    return _ATTRIBUTE in vars(model)
 
 
 def report(model: nn.Module) -> Report:
