@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import vtprune
@@ -11,7 +12,7 @@ from vtprune.cli.docs import policy_card
 from vtprune.families.base import FAMILIES
 from vtprune.policies.base import POLICIES
 from vtprune.signals import parse
-from vtprune.tokens import site_name
+from vtprune.tokens import BEFORE_LLM, site_name
 
 README = Path(__file__).parents[1] / "README.md"
 
@@ -21,11 +22,25 @@ def policies() -> str:
     rows = ["| policy | what it does | acts | looks at | source |", "|---|---|---|---|---|"]
     for name, cls in sorted(POLICIES.items()):
         card, policy = policy_card(name, cls), cls()
-        acts = ", ".join(site_name(site) for site in policy.sites)
+        acts = ", ".join(places(policy.sites))
         needs = ", ".join(sorted({parse(need).name.replace("_", " ") for need in policy.needs})) or "-"
         cells = (f"`{name}`", card.title.rstrip("."), acts, needs, card.source.rstrip(".") or "control")
         rows.append(f"| {' | '.join(cells)} |")
     return "\n".join(rows)
+
+
+def places(sites: Sequence[float]) -> list[str]:
+    """Sites in words; of more than three of a kind the first and the last."""
+    found = [site_name(site) for site in sites if site == BEFORE_LLM]
+    for kind, some in (
+        ("layer", [site for site in sites if site >= 0 and site == int(site)]),
+        ("inside layer", [site for site in sites if site != int(site)]),
+    ):
+        if len(some) > 3:
+            found.append(f"{kind}s {int(some[0])} to {int(some[-1])}")
+        else:
+            found += [site_name(site) for site in some]
+    return found
 
 
 def families() -> str:

@@ -714,3 +714,10 @@ def test_json_knows_no_nan(tmp_path):
     with pytest.raises(ValueError, match="JSON"):
         write_json({"x": float("nan")}, str(tmp_path / "x.json"))
     assert not (tmp_path / "x.json").exists()
+
+
+def test_scores_of_frames_arrive_from_the_command_line(run):
+    """Oracle: what was typed; a list of numbers is typed with commas."""
+    result = run("--policy", "quota", "--keep-ratio", "0.5", "--option", "frame_scores=0.25")
+    assert result["policy"]["options"]["frame_scores"] == [0.25]
+    assert result["policy"]["options"]["in_place"] is False, "as it was fitted to the model"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import types
 import typing
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Literal, Union
 
 from vtprune.cli.error import UserError
@@ -116,8 +116,13 @@ def in_words(kind: Any) -> str:
 
 def type_name(kind: Any) -> str:
     """A type as it is written: "float | None", "tuple[int, ...]"; of a choice the values: "model | float32"."""
-    if typing.get_origin(kind) is Literal:
-        return " | ".join(map(str, typing.get_args(kind)))
+    origin, inner = typing.get_origin(kind), typing.get_args(kind)
+    if origin is Literal:
+        return " | ".join(map(str, inner))
+    if origin in (Union, types.UnionType):
+        return " | ".join("None" if one is type(None) else type_name(one) for one in inner)
+    if origin is Callable:
+        return "function"
     return kind.__name__ if isinstance(kind, type) and not typing.get_args(kind) else str(kind).replace("typing.", "")
 
 

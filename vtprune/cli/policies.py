@@ -45,7 +45,9 @@ def card_json(card) -> dict[str, Any]:
 
 
 def plain_value(value: Any) -> Any:
-    """A value that JSON has: sequences become lists, and what it does not have its text."""
+    """A value that JSON has: sequences and tensors become lists, and what it does not have its text."""
+    if hasattr(value, "tolist"):
+        return value.tolist()
     if value is None or isinstance(value, (bool, int, float, str)):
         return value
     return [plain_value(one) for one in value] if isinstance(value, (tuple, list)) else str(value)

@@ -29,7 +29,7 @@ from vtprune.blocks.resize import LINES, MERGING, MODES, resized_length
 from vtprune.policies.base import ScorePolicy, register
 from vtprune.tokens import ModelFacts, Segment, Selection, VisualTokens
 
-Scores = Tensor | Sequence | Callable[[VisualTokens, Segment], Tensor | Sequence]
+Scores = Tensor | Sequence[float] | Callable[[VisualTokens, Segment], Tensor | Sequence]
 
 NO_SCORES = (
     "every frame got the same share, because no frame_scores were given; give one number for each frame, such as the "
