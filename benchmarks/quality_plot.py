@@ -8,6 +8,8 @@ from pathlib import Path
 from matplotlib import colormaps
 from matplotlib.figure import Figure
 
+from benchmarks.quality_table import idles
+
 CONTROLS = {"random": "0.25", "uniform": "0.45", "pool": "0.65"}
 MARKS = "osD^vP*Xdh<>"
 
@@ -19,7 +21,8 @@ def plot(rows: Sequence[dict], path: Path) -> None:
     names = list(dict.fromkeys(row["policy"] for row in rows if "sites" in row))
     colors = iter(colormaps["tab10"].colors)
     for mark, name in zip(MARKS * 9, names, strict=False):
-        line = sorted((row for row in rows if row["policy"] == name and "sites" in row), key=lambda r: r["layer_share"])
+        line = [row for row in rows if row["policy"] == name and "sites" in row and not idles(row)]
+        line.sort(key=lambda row: row["layer_share"])
         control = CONTROLS.get(name)
         axes.errorbar(
             [100 * row["layer_share"] for row in line],

@@ -67,6 +67,11 @@ def verdict(row: dict) -> str:
     return f"{100 * difference:+.1f} ± {100 * half:.1f}, {word}"
 
 
+def idles(row: dict) -> bool:
+    """Whether a policy was asked to prune and did not."""
+    return row["keep_ratio"] < 1 and row.get("kept") == row.get("of") and "sites" in row
+
+
 def table(rows: Sequence[dict], questions: int, scenes: int) -> str:
     """A table in Markdown, best first at every ratio."""
     lines = [
@@ -87,5 +92,6 @@ def table(rows: Sequence[dict], questions: int, scenes: int) -> str:
         share = f"{100 * row['layer_share']:.0f} %" if "sites" in row else ""
         flops = f"{100 * row['flops_share']:.0f} %" if "flops_share" in row else ""
         accuracy = f"{100 * row['accuracy']:.1f} ± {100 * row['interval']:.1f}"
-        lines.append(f"| {kept} | `{row['policy']}` | {share} | {flops} | {accuracy} | {verdict(row)} |")
+        idle = " (nothing was pruned, see `notes`)" if idles(row) else ""
+        lines.append(f"| {kept} | `{row['policy']}` | {share} | {flops} | {accuracy}{idle} | {verdict(row)} |")
     return "\n".join(lines) + "\n"
