@@ -69,7 +69,7 @@ def verdict(row: dict) -> str:
 
 def idles(row: dict) -> bool:
     """Whether a policy was asked to prune and did not."""
-    return row["keep_ratio"] < 1 and row.get("kept") == row.get("of") and "sites" in row
+    return "sites" in row and row["keep_ratio"] < 1 and row["kept"] == row["of"]
 
 
 def table(rows: Sequence[dict], questions: int, scenes: int) -> str:

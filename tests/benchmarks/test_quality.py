@@ -43,12 +43,21 @@ def test_repeating_a_scene_s_questions_does_not_narrow_the_interval():
 def test_differences_are_paired():
     """Oracle: two policies with the same hits differ by nothing at all, however wide their own intervals are."""
     chance, same, better = [1, 0, 1, 0], [1, 0, 1, 0], [1, 1, 1, 1]
-    plain = {"keep_ratio": 0.5, "sites": [-1], "layer_share": 0.5, "flops_share": 0.5, "positions": "original"}
+    plain = {
+        "keep_ratio": 0.5,
+        "kept": 1,
+        "of": 2,
+        "sites": [-1],
+        "layer_share": 0.5,
+        "flops_share": 0.5,
+        "positions": "original",
+    }
     rows = [
         {"policy": "random", **plain, "right": chance},
         {"policy": "same", **plain, "right": same},
         {"policy": "better", **plain, "right": better},
         {"policy": "inside", **plain | {"sites": [2]}, "right": better, "twin_right": better},
+        {"policy": "idle", **plain | {"kept": 2}, "right": better},
         {"policy": "refused", "keep_ratio": 0.5, "error": "cannot"},
     ]
     found = {row["policy"]: row for row in judged(rows, range(4), ["color", "color", "where", "where"])}
@@ -62,6 +71,7 @@ def test_differences_are_paired():
         "where": 0.5,
     }
     text = table(list(found.values()), 4, 4)
+    assert text.count("nothing was pruned") == 1
     assert "refused: cannot" in text and text.index("`better`") < text.index("`same`")
 
 
@@ -128,7 +138,8 @@ def test_the_plot_is_drawn(tmp_path):
         {"policy": "none", "accuracy": 0.98},
         {"policy": "grey picture", "accuracy": 0.2},
         *(
-            {"policy": name, "sites": [-1], "layer_share": share, "accuracy": share, "interval": 0.01}
+            {"policy": name, "keep_ratio": share, "kept": 1, "of": 2, "sites": [-1]}
+            | {"layer_share": share, "accuracy": share, "interval": 0.01}
             for name in ("random", "fastv")
             for share in (0.1, 0.5)
         ),
