@@ -4,6 +4,7 @@
 #   make test              the tests; pytest's options in ARGS="..."
 #   make lint              ruff: rules and format
 #   make bench-engine      the engine's benchmark; its options in ARGS="..."
+#   make bench-policies    how long each policy takes to select; its options in ARGS="..."
 #   make clean             removes the environment and what was built
 #
 # The environment is made once and renewed when pyproject.toml or the constraints change. To override, by name:
@@ -32,7 +33,7 @@ ARGS ?=
 RUN := "$(VENV)/bin/python"
 INSTALL := $(RUN) -m pip install --disable-pip-version-check $(PIP_FLAGS) $(if $(CONSTRAINTS),-c "$(CONSTRAINTS)") $(TORCH)
 
-.PHONY: run test lint bench-engine install install-test clean
+.PHONY: run test lint bench-engine bench-policies install install-test clean
 
 run: install
 	"$(VENV)/bin/vtprune" run $(ARGS)
@@ -47,6 +48,9 @@ lint: $(VENV)/.installed-lint
 
 bench-engine: install
 	$(RUN) -m benchmarks.engine $(ARGS)
+
+bench-policies: install
+	$(RUN) -m benchmarks.policies $(ARGS)
 
 install: $(VENV)/.installed
 

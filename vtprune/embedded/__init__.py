@@ -8,9 +8,11 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     import torch
     from PIL.Image import Image
-    from transformers import LlavaForConditionalGeneration, LlavaProcessor
+    from transformers import LlavaForConditionalGeneration, LlavaProcessor, Qwen3VLForConditionalGeneration
 
-__all__ = ["example", "image_path", "load_image"]
+    from vtprune.embedded.video_processor import ClipProcessor
+
+__all__ = ["example", "image_path", "load_image", "load_video", "video_path"]
 
 EXAMPLE_SEED = 43  # of the test split; the bundled picture is this scene
 EXAMPLE_QUESTION, EXAMPLE_ANSWER = "Which digit is cyan?", "5"
@@ -35,6 +37,29 @@ def load_image(
     folder = image_path()
     model = AutoModelForImageTextToText.from_pretrained(folder, dtype=dtype or torch.float32, local_files_only=True)
     return model.to(device).eval(), AutoProcessor.from_pretrained(folder, local_files_only=True)
+
+
+def video_path() -> Path:
+    """The folder of the video model: weights, configuration, tokenizer and its card (``README.md``)."""
+    return Path(__file__).with_name("video")
+
+
+def load_video(
+    dtype: torch.dtype | None = None, device: str | torch.device = "cpu"
+) -> tuple[Qwen3VLForConditionalGeneration, ClipProcessor]:
+    """The video model, ready to generate, and its processor: a stock Qwen3-VL with 16 visual tokens per two frames.
+
+    dtype:  of the weights in memory, float32 if None; on disk they are bfloat16.
+    device: where the model goes.
+    """
+    import torch
+    from transformers import AutoModelForImageTextToText
+
+    from vtprune.embedded.video_processor import ClipProcessor
+
+    folder = video_path()
+    model = AutoModelForImageTextToText.from_pretrained(folder, dtype=dtype or torch.float32, local_files_only=True)
+    return model.to(device).eval(), ClipProcessor.from_pretrained(folder)
 
 
 def example() -> tuple[Image, str, str]:
