@@ -3,6 +3,7 @@
 #   make run               the main job, `vtprune run`; its options in ARGS="..."
 #   make test              the tests; pytest's options in ARGS="..."
 #   make lint              ruff: rules and format
+#   make bench-quality     accuracy of every policy on the embedded model; its options in ARGS="..."
 #   make bench-engine      the engine's benchmark; its options in ARGS="..."
 #   make bench-policies    how long each policy takes to select; its options in ARGS="..."
 #   make clean             removes the environment and what was built
@@ -33,7 +34,7 @@ ARGS ?=
 RUN := "$(VENV)/bin/python"
 INSTALL := $(RUN) -m pip install --disable-pip-version-check $(PIP_FLAGS) $(if $(CONSTRAINTS),-c "$(CONSTRAINTS)") $(TORCH)
 
-.PHONY: run test lint bench-engine bench-policies install install-test clean
+.PHONY: run test lint bench-quality bench-engine bench-policies install install-test clean
 
 run: install
 	"$(VENV)/bin/vtprune" run $(ARGS)
@@ -45,6 +46,10 @@ test: install-test
 lint: $(VENV)/.installed-lint
 	$(RUN) -m ruff check .
 	$(RUN) -m ruff format --check .
+
+bench-quality: install
+	$(INSTALL) -e ".[bench]"
+	$(RUN) -m benchmarks.quality $(ARGS)
 
 bench-engine: install
 	$(RUN) -m benchmarks.engine $(ARGS)
