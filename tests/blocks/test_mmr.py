@@ -10,7 +10,7 @@ import vtprune.blocks.mmr as blocks
 from tests.policies.golden import load
 from vtprune.blocks.mmr import mmr
 
-WAYS = {"bounds": blocks._by_bounds, "products": blocks._by_products}
+WAYS = {"bounds": blocks._by_bounds, "products": blocks._by_products, "matrix": blocks._by_matrix}
 every_way = pytest.mark.parametrize("way", WAYS)
 
 
@@ -33,10 +33,10 @@ def literal(features, importance, k, trade_off=0.5, parallel_k=1):
 
 @pytest.fixture
 def by(monkeypatch):
-    """``by("products")(...)`` is ``mmr`` by one of its two ways, whatever the device."""
+    """``by("products")(...)`` is ``mmr`` by one of its three ways, whatever the device."""
 
     def choose(way):
-        monkeypatch.setattr(blocks, "_by_bounds", WAYS[way])
+        monkeypatch.setattr(blocks, "_way", lambda features, k: WAYS[way])
         return lambda *args, **options: mmr(*args, **options).tolist()
 
     return choose
@@ -109,11 +109,13 @@ def test_picks_are_those_of_the_literal_form(way, data):
     features, importance = features.to(dtype), importance.to(dtype)
     k, parallel_k = data.draw(st.integers(1, n)), data.draw(st.integers(1, 9))
     trade_off = data.draw(st.sampled_from([0, 0.25, 0.3, 0.5, 0.9, 1]))
+    threads = data.draw(st.integers(1, 2))
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(blocks, "_by_bounds", WAYS[way])
+        patch.setattr(blocks, "_way", lambda features, k: WAYS[way])
         patch.setattr(blocks, "_FEW", data.draw(st.sampled_from([1, 2, 5, 1024])))
         patch.setattr(blocks, "_ROWS", data.draw(st.sampled_from([1, 3, 256])))
         patch.setattr(blocks, "_TILE", data.draw(st.sampled_from([1, 4, 128])))
+        patch.setattr(torch, "get_num_threads", lambda: threads)
         before = features.clone(), importance.clone()
         order = mmr(features, importance, k, trade_off, parallel_k)
     assert order.dtype == torch.int64 and order.shape == (k,)
@@ -202,14 +204,16 @@ class Watch(TorchDispatchMode):
         return out
 
 
-@every_way
+@pytest.mark.parametrize("way", ["bounds", "products"])
+@pytest.mark.parametrize("threads", [1, 2])
 @pytest.mark.parametrize("parallel_k", [1, 500, 1000])
-def test_no_matrix_of_all_pairs_is_made(by, way, parallel_k):
+def test_no_matrix_of_all_pairs_is_made(by, way, parallel_k, threads, monkeypatch):
     """3000 x 3000 similarities would be 9 million; half of the tokens are picked."""
     features, importance = scene(3000, 16, 2)
+    monkeypatch.setattr(torch, "get_num_threads", lambda: threads)
     with Watch() as watch:
         by(way)(features, importance, 1500, parallel_k=parallel_k)
-    assert 0 < watch.largest <= 1024**2
+    assert 0 < watch.largest <= 1024 * 1500
 
 
 @pytest.mark.parametrize("kind", ["clusters", "walk", "random"])
@@ -220,6 +224,24 @@ def test_few_similarities_are_computed(kind, keep, share):
     with Watch() as watch:
         mmr(features, importance, round(2880 * keep))
     assert 0 < watch.work <= share * 2880 * 2880 * 64
+
+
+@pytest.mark.parametrize(
+    ("n", "k", "device", "threads", "way"),
+    [
+        (576, 58, "cpu", 1, "bounds"),
+        (576, 288, "cpu", 1, "matrix"),
+        (576, 58, "cpu", 2, "matrix"),
+        (576, 10, "cpu", 2, "bounds"),
+        (1025, 1000, "cpu", 1, "bounds"),
+        (1025, 1000, "cpu", 2, "bounds"),
+        (576, 288, "meta", 1, "products"),
+        (2880, 288, "meta", 2, "products"),
+    ],
+)
+def test_the_way_depends_on_the_device_and_on_how_much_is_needed(n, k, device, threads, way, monkeypatch):
+    monkeypatch.setattr(torch, "get_num_threads", lambda: threads)
+    assert blocks._way(torch.empty(n, 4, device=device), k) is WAYS[way]
 
 
 def test_the_way_for_other_devices_waits_for_none_of_its_picks(by):
