@@ -16,10 +16,11 @@ MARKS = "osD^vP*Xdh<>"
 
 def plot(rows: Sequence[dict], path: Path) -> None:
     """Writes a picture of judged rows; controls are grey and dashed."""
-    figure = Figure(figsize=(9, 5.4), layout="constrained")
+    figure = Figure(figsize=(10.5, 5.4), layout="constrained")
     axes = figure.subplots()
     names = list(dict.fromkeys(row["policy"] for row in rows if "sites" in row))
-    colors = iter(colormaps["tab10"].colors)
+    # without its grey, which is for controls
+    colors = iter([color for i, color in enumerate(colormaps["tab10"].colors) if i != 7])
     for mark, name in zip(MARKS * 9, names, strict=False):
         line = [row for row in rows if row["policy"] == name and "sites" in row and not idles(row)]
         line.sort(key=lambda row: row["layer_share"])
@@ -50,5 +51,5 @@ def plot(rows: Sequence[dict], path: Path) -> None:
     axes.set_xlabel("visual tokens that the layers process, % (mean over layers, log scale)")
     axes.set_ylabel("right answers, %")
     axes.set_title("Embedded image model: accuracy over what is paid for")
-    axes.legend(fontsize=8, loc="lower right", ncols=2)
+    figure.legend(fontsize=8, loc="outside right upper")
     figure.savefig(path, dpi=130)
