@@ -1,0 +1,73 @@
+"""Trains the embedded video model from nothing: ``python -m vtprune.embedded.train_video --out DIR``.
+
+Two stages. First the vision tower alone (see ``train_video_tower``). Then the tower is frozen and the decoder learns to
+answer questions about its features of ever new clips (see ``train_video_answers``).
+Both stages go on from the checkpoints found in DIR; with larger budgets than before, they are trained further.
+"""
+
+import argparse
+import json
+import logging
+from pathlib import Path
+
+import torch
+
+from vtprune.embedded import train_video_answers as second
+from vtprune.embedded import train_video_tower as first
+from vtprune.embedded.clips import FRAMES, LONG, SIDE
+from vtprune.embedded.train_image import cpu_name
+from vtprune.embedded.video_architecture import GRID, VOCABULARY, build_video_model, save_video
+
+SEED = 0
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--tower-minutes", type=float, default=30, help="training time of the first stage")
+    parser.add_argument("--answer-minutes", type=float, default=60, help="and of the second, its pool excluded")
+    parser.add_argument("--out", type=Path, required=True, help="folder of the checkpoints and of the trained model")
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--pool", type=int, default=4000, help="clips of the second stage at a time")
+    options = parser.parse_args()
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
+    torch.set_num_threads(options.threads)
+    torch.manual_seed(SEED)
+    options.out.mkdir(parents=True, exist_ok=True)
+    model = build_video_model()
+    model.set_attn_implementation("eager")  # torch's fused attention is slow to differentiate on a CPU
+    facts = {
+        "parameters": model.num_parameters(),
+        "tower_parameters": model.model.visual.num_parameters(),
+        "layers": model.config.text_config.num_hidden_layers,
+        "grid": GRID,
+        "side": SIDE,
+        "frames": FRAMES,
+        "long": LONG,
+        "words": len(VOCABULARY),
+        "pool": options.pool,
+        "pool_middle": second.pool_size(options.pool, 2 * FRAMES),
+        "pool_long": second.pool_size(options.pool, LONG),
+        "threads": options.threads,
+        "tower_clips": first.CLIPS,
+        "tower_slices": first.CLIPS * first.SLICES,
+        "closer": 100 * second.CLOSER_UNTIL,
+        "closer_tokens": second.CLOSER_TOKENS,
+        "guided": 100 * second.GUIDED_UNTIL,
+        "word_layer": second.WORD_LAYER,
+        "cue_layer": second.CUE_LAYER,
+        "evidence_layer": second.EVIDENCE_LAYER,
+        "seed": SEED,
+        "cpu": cpu_name(),
+        "torch": torch.__version__,
+    }
+    steps, seconds = first.train_video_tower(model, options.out / "tower.safetensors", minutes=options.tower_minutes)
+    facts |= {"tower_steps": steps, "tower_minutes": seconds / 60}
+    answers = options.out / "answers.safetensors"
+    steps, seconds = second.train_video_answers(model, answers, minutes=options.answer_minutes, pool=options.pool)
+    facts |= {"answer_steps": steps, "answer_minutes": seconds / 60}
+    save_video(model, options.out / "model")
+    (options.out / "model" / "training.json").write_text(json.dumps(facts, indent=2) + "\n")
+
+
+if __name__ == "__main__":
+    main()
