@@ -23,11 +23,11 @@ SEED = 0
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--tower-minutes", type=float, default=30, help="training time of the first stage")
-    parser.add_argument("--answer-minutes", type=float, default=60, help="and of the second, its pool excluded")
+    parser.add_argument("--tower-minutes", type=float, default=16, help="training time of the first stage")
+    parser.add_argument("--answer-minutes", type=float, default=50, help="and of the second, its pool excluded")
     parser.add_argument("--out", type=Path, required=True, help="folder of the checkpoints and of the trained model")
     parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--pool", type=int, default=4000, help="clips of the second stage at a time")
+    parser.add_argument("--pool", type=int, default=1500, help="clips of the second stage at a time")
     options = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
     torch.set_num_threads(options.threads)
