@@ -90,10 +90,10 @@ TABLES: dict[str, tuple[str, list[Column]]] = {
 }
 
 
-def tables(rows: Sequence[dict]) -> str:
-    """All tables that have rows, in the order of ``TABLES``."""
+def tables(rows: Sequence[dict], layout: dict[str, tuple[str, list[Column]]] = TABLES) -> str:
+    """All tables that have rows, in the order of ``layout``: by ``what`` of the row, its title and columns."""
     parts = []
-    for what, (title, columns) in TABLES.items():
+    for what, (title, columns) in layout.items():
         some = [row for row in rows if row["what"] == what]
         if some:
             parts.append(f"{title}\n{table(columns, some)}")

@@ -2,7 +2,8 @@
 
 from collections.abc import Sequence
 
-from benchmarks.engine_table import Column, plain, ranged, table
+from benchmarks import engine_table
+from benchmarks.engine_table import Column, plain, ranged
 
 WHO: list[Column] = [("policy", plain("policy")), ("model", plain("model")), ("setting", plain("setting"))]
 
@@ -66,12 +67,7 @@ TABLES: dict[str, tuple[str, list[Column]]] = {
 
 def tables(rows: Sequence[dict]) -> str:
     """All tables that have rows, in the order of ``TABLES``."""
-    parts = []
-    for what, (title, columns) in TABLES.items():
-        some = [row for row in rows if row["what"] == what]
-        if some:
-            parts.append(f"{title}\n{table(columns, some)}")
-    return "\n\n".join(parts)
+    return engine_table.tables(rows, TABLES)
 
 
 def summary(rows: Sequence[dict]) -> str:

@@ -22,7 +22,7 @@ from benchmarks.measure import ROOT, conditions
 from benchmarks.quality_table import judged, table
 from vtprune.cli.options import make_policy
 from vtprune.embedded import load_image
-from vtprune.embedded.evaluate import FIRST_SEED, answers, show
+from vtprune.embedded.evaluate import FIRST_SEED, Asked, answers, show
 from vtprune.embedded.scenes import make_scene
 from vtprune.policies.base import top_rows
 from vtprune.policies.random import Random
@@ -38,16 +38,6 @@ POLICIES = (
     *("fastv:layer=3", "transprune", "transprune:criteria=transition", "transprune:criteria=attention", "framefusion"),
 )
 """A name and its options, ``name:option=value:option=value``; ``positions`` is that of ``vtprune.wrap``."""
-
-
-@dataclass(frozen=True)
-class Asked:
-    """A question with the picture of its scene, that of another, and the number of its scene."""
-
-    question: object
-    picture: object
-    wrong: object
-    scene: int
 
 
 def held_out(n_questions: int, first_seed: int = FIRST_SEED) -> list[Asked]:

@@ -12,7 +12,7 @@ from vtprune.attention import attention_inputs
 from vtprune.cache import PrunedStaticLayer, live_layer
 from vtprune.forward import CURRENT, Forward
 from vtprune.report import SiteRecord
-from vtprune.signals import Need, needed, row_attention, row_layer
+from vtprune.signals import PROJECTED, Need, needed, row_attention, row_layer
 from vtprune.tokens import site_name
 from vtprune.transition import Transitions, mlp_of, physical
 from vtprune.vision_signals import FeatureTap, vision_taps
@@ -50,7 +50,7 @@ class Sight:
 
     def projector_hooks(self, model: nn.Module) -> list:
         """(module, hook) pairs on the projector."""
-        wanted = any(need.name == FeatureTap.text for need in self.needs)
+        wanted = any(need.name == PROJECTED for need in self.needs)
         return [(self.pruner.family.projector(model), FeatureTap())] if wanted else []
 
     def layer_hooks(self) -> list:
@@ -123,7 +123,7 @@ class Sight:
                 f"{need.text!r} comes from the vision tower, which did not run for this prompt while the model was "
                 "wrapped. Pass pixel values, or encode with get_image_features after vtprune.wrap"
             )
-        if need.name == FeatureTap.text:
+        if need.name == PROJECTED:
             return tuple(feature.to(device) for feature in seen)
         return torch.cat(seen, -1)[..., sample.offered[sample.alive].to(seen[0].device)].to(device)
 

@@ -36,6 +36,7 @@ tokens that are no patches have 0. The features come from the projector of famil
 seen in the decoder layers named, as in ``transition:6,7,8``, as far as those have run."""
 
 DECODER_ROWS = ("last_query_attention", "text_attention")
+PROJECTED = "projected_features"
 TRANSITIONS = ("transition", "transition_unsigned")
 _TOWER_DEFAULT = {"cls_attention": (-2,), "vision_attention": (-1,)}
 
@@ -82,7 +83,7 @@ def parse(need: str) -> Need:
         return Need(need, name, layers[0] if layers else place or None)
     if name in TRANSITIONS and (min(layers, default=-1) < 0 or len(set(layers)) < len(layers)):
         raise ValueError(f"cannot read {need!r}: {_places(name)}")
-    if name == "projected_features":
+    if name == PROJECTED:
         if colon:
             raise ValueError(f"cannot read {need!r}: {name!r} comes from one place and takes none")
         return Need(need, name, ())
@@ -139,7 +140,7 @@ def check_needs(policy: Any, family: Family, model: nn.Module) -> tuple[Need, ..
             _check_rows(need, tuple(policy.sites), layers)
         elif need.kind == "transition":
             _check_transition(need, tuple(policy.sites), layers)
-        elif need.name == "projected_features":
+        elif need.name == PROJECTED:
             _check_projected(need, family, model)
         else:
             _check_tower(need, family, model)

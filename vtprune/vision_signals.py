@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from vtprune.attention import Call, allowed_keys, attention_columns, attention_inputs
 from vtprune.families.base import Family, Source
-from vtprune.signals import Need, parse
+from vtprune.signals import PROJECTED, Need, parse
 
 Collected = dict[str, dict[int, list[Tensor]]]
 """Scores by need, by tower layer, one (tiles, heads or 1, patches) for each call of the tower."""
@@ -65,12 +65,10 @@ def vision_taps(family: Family, model: nn.Module, needs: Sequence[Need | str]) -
 class FeatureTap:
     """A forward hook for the projector: keeps what it gave, (tiles, patches, D) for each call."""
 
-    text = "projected_features"
-
     def __call__(self, module: nn.Module, args: tuple, kwargs: Mapping[str, Any], output: Tensor) -> None:
         collected = COLLECTED.get()
         if collected is not None:
-            collected.setdefault(self.text, {}).setdefault(0, []).append(output)
+            collected.setdefault(PROJECTED, {}).setdefault(0, []).append(output)
 
 
 @torch.no_grad()
@@ -124,10 +122,10 @@ def spread_signals(
     Returns for each source: need -> (layers, heads, n), (n,), or of projected features (frames, patches, D).
     """
     out: list[dict[str, Tensor]] = [{} for _ in sources]
-    count = len(family.vision_layers(model, kind)) if set(collected) - {FeatureTap.text} else 0
+    count = len(family.vision_layers(model, kind)) if set(collected) - {PROJECTED} else 0
     for text, layers in collected.items():
         need, lengths = parse(text), [len(source) for source in sources]
-        if need.name == FeatureTap.text:
+        if need.name == PROJECTED:
             features = family.projected(model, kind, arguments, torch.cat(layers[0]), lengths)
             for signals, feature in zip(out, features, strict=True):
                 signals[text] = feature

@@ -123,7 +123,11 @@ def type_name(kind: Any) -> str:
         return " | ".join("None" if one is type(None) else type_name(one) for one in inner)
     if origin is Callable:
         return "function"
-    return kind.__name__ if isinstance(kind, type) and not typing.get_args(kind) else str(kind).replace("typing.", "")
+    return (
+        kind.__name__
+        if isinstance(kind, type) and not typing.get_args(kind)
+        else str(kind).replace("typing.", "").replace("collections.abc.", "")
+    )
 
 
 def make_policy(

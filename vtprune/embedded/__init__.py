@@ -31,12 +31,9 @@ def load_image(
     dtype:  of the weights in memory, float32 if None; on disk they are bfloat16.
     device: where the model goes.
     """
-    import torch
-    from transformers import AutoModelForImageTextToText, AutoProcessor
+    from transformers import AutoProcessor
 
-    folder = image_path()
-    model = AutoModelForImageTextToText.from_pretrained(folder, dtype=dtype or torch.float32, local_files_only=True)
-    return model.to(device).eval(), AutoProcessor.from_pretrained(folder, local_files_only=True)
+    return _model(image_path(), dtype, device), AutoProcessor.from_pretrained(image_path(), local_files_only=True)
 
 
 def video_path() -> Path:
@@ -52,14 +49,17 @@ def load_video(
     dtype:  of the weights in memory, float32 if None; on disk they are bfloat16.
     device: where the model goes.
     """
+    from vtprune.embedded.video_processor import ClipProcessor
+
+    return _model(video_path(), dtype, device), ClipProcessor.from_pretrained(video_path())
+
+
+def _model(folder: Path, dtype: torch.dtype | None, device: str | torch.device):
     import torch
     from transformers import AutoModelForImageTextToText
 
-    from vtprune.embedded.video_processor import ClipProcessor
-
-    folder = video_path()
     model = AutoModelForImageTextToText.from_pretrained(folder, dtype=dtype or torch.float32, local_files_only=True)
-    return model.to(device).eval(), ClipProcessor.from_pretrained(folder)
+    return model.to(device).eval()
 
 
 def example() -> tuple[Image, str, str]:

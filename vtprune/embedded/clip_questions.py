@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from vtprune.embedded.drawing import COLORS, SHAPES
+from vtprune.embedded.scenes import not_there
 
 KINDS = ("color", "shape", "digit", "needle", "when", "order", "before", "move", "part", "count", "exists")
 PARTS = ("beginning", "middle", "end")
@@ -155,18 +155,9 @@ def _order(rng: np.random.Generator, events: tuple[Event, ...], shapes: list[int
 def _exists(rng: np.random.Generator, events: tuple[Event, ...]) -> list[ClipQuestion]:
     """A question to be answered "yes" and one "no", whose colour and name may both be seen, but not together."""
     i = int(rng.integers(len(events)))
-    thing, trick = events[i], rng.integers(4)
-    names, colors = {event.name for event in events}, {event.color for event in events}
-    absent_names = [name for name in SHAPES if name not in names]
-    absent_colors = [color for color in COLORS if color not in colors]
-    others = sorted(names - {thing.name})
-    color, name = thing.color, thing.name
-    if trick < 2 and others:
-        name = others[rng.integers(len(others))]
-    elif trick < 3:
-        name = absent_names[rng.integers(len(absent_names))]
-    else:
-        color = absent_colors[rng.integers(len(absent_colors))]
+    thing = events[i]
+    names, colors = sorted({event.name for event in events}), {event.color for event in events}
+    color, name = not_there(rng, thing.color, thing.name, names, colors)
     return [
         ClipQuestion("exists", f"Does a {thing.color} {thing.name} appear?", "yes", (i,), (i,)),
         ClipQuestion("exists", f"Does a {color} {name} appear?", "no"),

@@ -29,11 +29,12 @@ PRIOR_SCENES = 1500  # of the training split, for the most frequent answer to ea
 
 @dataclass(frozen=True)
 class Asked:
-    """A question with the picture of its scene, and that of another scene."""
+    """A question with the picture of its scene, that of another scene, and which scene it is about."""
 
     question: Question
     picture: Image.Image
     wrong: Image.Image
+    scene: int
 
 
 def held_out(n_scenes: int, first_seed: int = FIRST_SEED) -> list[Asked]:
@@ -41,8 +42,8 @@ def held_out(n_scenes: int, first_seed: int = FIRST_SEED) -> list[Asked]:
     scenes = [make_scene(first_seed + i, "test") for i in range(n_scenes)]
     following = [*scenes[1:], scenes[0]]
     return [
-        Asked(question, scene.image, other.image)
-        for scene, other in zip(scenes, following, strict=True)
+        Asked(question, scene.image, other.image, i)
+        for i, (scene, other) in enumerate(zip(scenes, following, strict=True))
         for question in scene.questions
     ]
 

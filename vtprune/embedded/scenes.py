@@ -4,6 +4,7 @@ The same seed gives the same picture and questions on every machine. Digits and 
 disjoint. Shapes, digits and colours do not repeat inside a scene, so every question has one answer.
 """
 
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -135,25 +136,34 @@ def ask(rng: np.random.Generator, objects: list[SceneObject]) -> list[Question]:
     return questions + _exists(rng, objects)
 
 
+def not_there(
+    rng: np.random.Generator, color: str, name: str, names: Sequence[str], colors: Collection[str]
+) -> tuple[str, str]:
+    """A colour and a name that do not go together, from a thing that is there.
+
+    names, colors: of all that is there. Half of the answers have both among them, if there are two names; the others
+    lack the one or the other.
+    """
+    trick, others = rng.integers(4), [other for other in names if other != name]
+    if trick < 2 and others:
+        return color, others[rng.integers(len(others))]
+    if trick < 3:
+        absent = [other for other in SHAPES if other not in names]
+        return color, absent[rng.integers(len(absent))]
+    absent = [other for other in COLORS if other not in colors]
+    return absent[rng.integers(len(absent))], name
+
+
 def _exists(rng: np.random.Generator, objects: list[SceneObject]) -> list[Question]:
     """Two questions to be answered "yes", and for each a "no".
 
     Half of the "no" have colour and name in the picture, but not together; the others lack the one or the other.
     """
     names, colors = [o.name for o in objects], [o.color for o in objects]
-    absent_names = [name for name in SHAPES if name not in names]
-    absent_colors = [color for color in COLORS if color not in colors]
     questions = []
     for i in rng.permutation(len(objects))[:2]:
-        thing, trick = objects[i], rng.integers(4)
-        others = [name for name in names if name != thing.name]
-        color, name = thing.color, thing.name
-        if trick < 2 and others:
-            name = others[rng.integers(len(others))]
-        elif trick < 3:
-            name = absent_names[rng.integers(len(absent_names))]
-        else:
-            color = absent_colors[rng.integers(len(absent_colors))]
+        thing = objects[i]
+        color, name = not_there(rng, thing.color, thing.name, names, colors)
         questions.append(Question("exists", f"Is there a {thing.color} {thing.name}?", "yes"))
         questions.append(Question("exists", f"Is there a {color} {name}?", "no"))
     return questions

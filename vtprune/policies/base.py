@@ -1,6 +1,6 @@
 """What a policy is, and where the known ones are listed."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import ClassVar, Literal, Protocol, runtime_checkable
 
@@ -107,6 +107,23 @@ class ScorePolicy:
         score = self.score(tokens)
         keep = [pool.start + top_rows(score[pool], self.count(pool.stop - pool.start)) for pool in self.pools(tokens)]
         return Selection(torch.cat(keep))
+
+
+def check_choices(policy: object, choices: Mapping[str, Sequence[object]]) -> None:
+    """Raises ValueError for the first option of ``policy`` that is none of its ``choices``, which are by name."""
+    for option, allowed in choices.items():
+        if getattr(policy, option) not in allowed:
+            raise ValueError(f"{option} is one of {', '.join(map(repr, allowed))}; got {getattr(policy, option)!r}")
+
+
+def quirks(compat: object, known: Sequence[str]) -> tuple[str, ...]:
+    """The faults of released code that an option ``compat`` names, joined by commas. Raises ValueError for others."""
+    named = tuple(name.strip() for name in compat.split(",")) if compat and isinstance(compat, str) else ()
+    if not isinstance(compat, str) or not set(named) <= set(known):
+        raise ValueError(
+            f"compat takes {', '.join(map(repr, known))}, joined by commas if several, or nothing; got {compat!r}"
+        )
+    return named
 
 
 def check_ratio(keep_ratio: object) -> None:

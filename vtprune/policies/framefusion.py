@@ -22,7 +22,7 @@ from torch import Tensor
 
 from vtprune.blocks.frame_runs import anchors, clip_of_segments, previous_in_time, running_means, similarity_to
 from vtprune.blocks.layer_budget import required
-from vtprune.policies.base import check_ratio, register, top_rows
+from vtprune.policies.base import check_choices, check_ratio, quirks, register, top_rows
 from vtprune.tokens import BEFORE_LLM, ModelFacts, Selection, VisualTokens, inside
 
 PUBLISHED_LAYERS = 28
@@ -90,17 +90,8 @@ class FrameFusion:
             value = getattr(self, option)
             if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < 1):
                 raise ValueError(f"{option} is None or an integer of 1 or more; got {value!r}")
-        for option, known in CHOICES.items():
-            if getattr(self, option) not in known:
-                raise ValueError(f"{option} is one of {', '.join(map(repr, known))}; got {getattr(self, option)!r}")
-        if not isinstance(self.compat, str) or not set(self._quirks) <= set(COMPAT):
-            raise ValueError(
-                f"compat takes {', '.join(map(repr, COMPAT))} or both joined by a comma; got {self.compat!r}"
-            )
-
-    @property
-    def _quirks(self) -> list[str]:
-        return [quirk.strip() for quirk in self.compat.split(",")] if self.compat else []
+        check_choices(self, CHOICES)
+        self._quirks = quirks(self.compat, COMPAT)
 
     @property
     def needs(self) -> frozenset[str]:

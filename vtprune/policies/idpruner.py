@@ -17,7 +17,7 @@ from torch import Tensor
 
 from vtprune.blocks.mmr import mmr
 from vtprune.blocks.scorer import load_scorer
-from vtprune.policies.base import ScorePolicy, register
+from vtprune.policies.base import ScorePolicy, quirks, register
 from vtprune.tokens import ModelFacts, Selection, VisualTokens
 
 NAMED = {
@@ -59,8 +59,7 @@ class IDPruner(ScorePolicy):
             raise ValueError(f"trade_off (lambda) is a number from 0 to 1; got {self.trade_off!r}")
         if isinstance(self.parallel_k, bool) or not isinstance(self.parallel_k, int) or self.parallel_k < 1:
             raise ValueError(f"parallel_k is how many are picked at a time, 1 or more; got {self.parallel_k!r}")
-        if not isinstance(self.compat, str) or not set(self._quirks) <= set(COMPAT):
-            raise ValueError(f"compat takes {', '.join(map(repr, COMPAT))} or nothing; got {self.compat!r}")
+        self._quirks = quirks(self.compat, COMPAT)
         if not isinstance(self.importance, Tensor) and not callable(self.importance) and not self._named:
             raise ValueError(
                 f"importance is one of {', '.join(map(repr, NAMED))}, a tensor (N,) or a function of the visual "
@@ -87,10 +86,6 @@ class IDPruner(ScorePolicy):
     def _named(self) -> str:
         """The importance where it goes by a name, else ""."""
         return self.importance if isinstance(self.importance, str) and self.importance in NAMED else ""
-
-    @property
-    def _quirks(self) -> list[str]:
-        return [quirk.strip() for quirk in self.compat.split(",")] if self.compat else []
 
     @property
     def positions(self) -> str:

@@ -26,7 +26,7 @@ from vtprune.blocks.frame_budget import even_budgets, frame_budgets, frame_weigh
 from vtprune.blocks.frame_grid import checked_scores, frame_grids, given_scores, split_scores
 from vtprune.blocks.frame_rows import Part, merged_rows, new_rows, resize_frames
 from vtprune.blocks.resize import LINES, MERGING, MODES, resized_length
-from vtprune.policies.base import ScorePolicy, register
+from vtprune.policies.base import ScorePolicy, check_choices, register
 from vtprune.tokens import ModelFacts, Segment, Selection, VisualTokens
 
 Scores = Tensor | Sequence[float] | Callable[[VisualTokens, Segment], Tensor | Sequence]
@@ -96,8 +96,7 @@ class QuoTA(ScorePolicy):
         number = isinstance(self.exponent, (int, float)) and not isinstance(self.exponent, bool)
         if not number or not 0 <= self.exponent < math.inf:
             raise ValueError(f"exponent is a number of 0 or more; got {self.exponent!r}")
-        if self.resize not in MODES:
-            raise ValueError(f"resize is one of {', '.join(map(repr, MODES))}; got {self.resize!r}")
+        check_choices(self, {"resize": tuple(MODES)})
         if self.features not in ("pooled", "unpooled"):
             raise ValueError(
                 f"features is 'pooled' or 'unpooled' (before the model's own pooling); got {self.features!r}"

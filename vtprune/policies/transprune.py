@@ -17,7 +17,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from vtprune.policies.base import check_ratio, register, top_rows
+from vtprune.policies.base import check_choices, check_ratio, register, top_rows
 from vtprune.tokens import ModelFacts, Selection, VisualTokens
 
 _CHOICES = {
@@ -58,9 +58,7 @@ class TransPrune:
     positions = "compact"
 
     def __post_init__(self):
-        for name, allowed in _CHOICES.items():
-            if getattr(self, name) not in allowed:
-                raise ValueError(f"{name} is one of {', '.join(map(repr, allowed))}; got {getattr(self, name)!r}")
+        check_choices(self, _CHOICES)
         self.layers = _indices("layers", self.layers, 1)
         self.accumulate = _indices("accumulate", self.accumulate, 0)
         if self.of is not None and (not _is_index(self.of, 2) or self.of <= self.layers[-1]):
