@@ -6,6 +6,7 @@
 #   make bench-quality     accuracy of every policy on the embedded model; its options in ARGS="..."
 #   make bench-engine      the engine's benchmark; its options in ARGS="..."
 #   make bench-policies    how long each policy takes to select; its options in ARGS="..."
+#   make bench-video       clips, few frames or many, pruned: answers and times; its options in ARGS="..."
 #   make clean             removes the environment and what was built
 #
 # The environment is made once and renewed when pyproject.toml or the constraints change. To override, by name:
@@ -34,7 +35,7 @@ ARGS ?=
 RUN := "$(VENV)/bin/python"
 INSTALL := $(RUN) -m pip install --disable-pip-version-check $(PIP_FLAGS) $(if $(CONSTRAINTS),-c "$(CONSTRAINTS)") $(TORCH)
 
-.PHONY: run test lint bench-quality bench-engine bench-policies install install-test clean
+.PHONY: run test lint bench-quality bench-engine bench-policies bench-video install install-test clean
 
 run: install
 	"$(VENV)/bin/vtprune" run $(ARGS)
@@ -56,6 +57,10 @@ bench-engine: install
 
 bench-policies: install
 	$(RUN) -m benchmarks.policies $(ARGS)
+
+bench-video: install
+	$(INSTALL) -e ".[bench,video]"
+	$(RUN) -m benchmarks.video $(ARGS)
 
 install: $(VENV)/.installed
 

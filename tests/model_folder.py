@@ -125,7 +125,7 @@ def write_family(folder: Path, family: str) -> Path:
         )
         processor = hf.LlavaNextProcessor(
             image_processor=pictures,
-            tokenizer=_numbered_words(names),
+            tokenizer=numbered_words(names),
             patch_size=14,
             vision_feature_select_strategy="default",
             num_additional_image_tokens=1,
@@ -135,13 +135,13 @@ def write_family(folder: Path, family: str) -> Path:
         pictures = hf.Idefics3ImageProcessorPil(
             size={"longest_edge": 112}, max_image_size={"longest_edge": 56}, **colours
         )
-        processor = hf.Idefics3Processor(image_processor=pictures, tokenizer=_numbered_words(names), image_seq_len=16)
+        processor = hf.Idefics3Processor(image_processor=pictures, tokenizer=numbered_words(names), image_seq_len=16)
     model.save_pretrained(folder)
     processor.save_pretrained(folder)
     return folder
 
 
-def _numbered_words(names: dict[str, int]) -> hf.PreTrainedTokenizerFast:
+def numbered_words(names: dict[str, int]) -> hf.PreTrainedTokenizerFast:
     """The words w0, w1, ... of a vocabulary of 128, of which some have other names."""
     words = {i: f"w{i}" for i in range(128)} | {i: name for name, i in names.items()}
     tokenizer = Tokenizer(models.WordLevel({word: i for i, word in words.items()}, unk_token="<unk>"))

@@ -233,18 +233,31 @@ class Loop:
     keys: list[int]
 
 
-def _first_layer_inputs(model: nn.Module, inputs: tiny.Batch) -> tuple[Tensor, tuple[Tensor, Tensor]]:
+def _first_layer_inputs(model: nn.Module, inputs: tiny.Batch) -> tuple[Tensor, tuple[Tensor, Tensor], list[Tensor]]:
+    """Hidden states, rotary tables, and what is added after the first layers (DeepStack), each (L, D)."""
     caught: list[tuple] = []
+    added: list[Tensor] = []
 
     def catch(module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> None:
         caught.append((args[0] if args else kwargs["hidden_states"], kwargs["position_embeddings"]))
 
-    hook = tiny.text_model(model).layers[0].register_forward_pre_hook(catch, with_kwargs=True)
+    def spread(module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> None:
+        for rows in kwargs.get("deepstack_visual_embeds") or ():
+            full = torch.zeros_like(kwargs["inputs_embeds"][0])
+            full[kwargs["visual_pos_masks"][0]] = rows.to(full)
+            added.append(full)
+
+    text = tiny.text_model(model)
+    hooks = [
+        text.layers[0].register_forward_pre_hook(catch, with_kwargs=True),
+        text.register_forward_pre_hook(spread, with_kwargs=True),
+    ]
     try:
         model(**inputs, use_cache=False)
     finally:
-        hook.remove()
-    return caught[0]
+        for hook in hooks:
+            hook.remove()
+    return *caught[0], added
 
 
 def _answered(inputs: tiny.Batch, answer: Sequence[int]) -> tiny.Batch:
@@ -254,37 +267,50 @@ def _answered(inputs: tiny.Batch, answer: Sequence[int]) -> tiny.Batch:
 
 
 @torch.no_grad()
-def layer_loop(model: nn.Module, inputs: tiny.Batch, cuts: Mapping[int, Cut], answer: Sequence[int] = ()) -> Loop:
+def layer_loop(
+    model: nn.Module, inputs: tiny.Batch, cuts: Mapping[int, Cut | Sequence[Cut]], answer: Sequence[int] = ()
+) -> Loop:
     """The decoder of a Llama-like model on ONE unpadded sample, without cache, hidden states shortened at each cut.
 
-    cuts: layer index -> cut. answer: tokens that follow the prompt; cuts are about the rows before them.
+    cuts: layer index -> its cut, or several in order. answer: tokens that follow the prompt; cuts are about the rows
+    before them. What the model adds to visual tokens after a layer (DeepStack) is cut and merged as they are.
     """
     text = tiny.text_model(model)
-    if inputs.family in ("gemma3", "paligemma", "qwen3_vl"):
-        raise ValueError(f"{inputs.family} has another loop: sandwich norms, a prefix mask or work between layers")
+    if inputs.family in ("gemma3", "paligemma"):
+        raise ValueError(f"{inputs.family} has another loop: sandwich norms or a prefix mask")
     if len(inputs["input_ids"]) != 1 or not bool(inputs["attention_mask"].all()):
         raise ValueError("layer_loop takes one sample without padding")
-    x, rotary = _first_layer_inputs(model, _answered(inputs, answer))
+    x, rotary, added = _first_layer_inputs(model, _answered(inputs, answer))
     rows, keys, tail = torch.arange(x.shape[1]), [], len(answer)
 
-    def shorten(cut: Cut) -> tuple[Tensor, tuple[Tensor, ...], Tensor]:
-        head = x[0, : x.shape[1] - tail]
-        keep = cut.rows(head) if callable(cut.rows) else cut.rows
-        new = head[keep] if cut.weights is None else cut.weights.to(head) @ head
-        keep = torch.cat([keep, torch.arange(len(head), x.shape[1])])
-        return torch.cat([new, x[0, len(head) :]])[None], tuple(t[:, keep] for t in rotary), rows[keep]
+    def shorten(cut: Cut) -> None:
+        nonlocal x, rotary, added, rows
+        n = x.shape[1] - tail
+        keep = cut.rows(x[0, :n]) if callable(cut.rows) else cut.rows
+
+        def shorter(full: Tensor) -> Tensor:
+            return torch.cat([full[keep] if cut.weights is None else cut.weights.to(full) @ full[:n], full[n:]])
+
+        x, added = shorter(x[0])[None], [shorter(full) for full in added]
+        keep = torch.cat([keep, torch.arange(n, n + tail)])
+        rotary, rows = tuple(t[:, keep] for t in rotary), rows[keep]
 
     for i, layer in enumerate(text.layers):
-        cut = cuts.get(i)
-        if cut is not None and not cut.inside:
-            x, rotary, rows = shorten(cut)
+        here = cuts.get(i, ())
+        here = [here] if isinstance(here, Cut) else here
+        for cut in here:
+            if not cut.inside:
+                shorten(cut)
         keys.append(x.shape[1])
         mask = torch.zeros(x.shape[1], x.shape[1], dtype=x.dtype)
         mask = mask.masked_fill(torch.ones_like(mask).triu(1).bool(), torch.finfo(x.dtype).min)[None, None]
         x = x + layer.self_attn(layer.input_layernorm(x), position_embeddings=rotary, attention_mask=mask)[0]
-        if cut is not None and cut.inside:
-            x, rotary, rows = shorten(cut)
+        for cut in here:
+            if cut.inside:
+                shorten(cut)
         x = x + layer.mlp(layer.post_attention_layernorm(x))
+        if i < len(added):
+            x = x + added[i]
     return Loop(model.lm_head(text.norm(x))[0], rows, keys)
 
 

@@ -7,7 +7,9 @@ import subprocess
 import sys
 from contextlib import nullcontext
 from dataclasses import fields
+from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, Literal
 
 import numpy as np
@@ -24,7 +26,7 @@ from vtprune.cli import run as cli_run
 from vtprune.cli.console import printable, write_json
 from vtprune.cli.docs import entries, policy_card, split_source
 from vtprune.cli.error import UserError, one_line
-from vtprune.cli.measure import Look, Times, agreement, middle_ratio, time_variants, timed_tokens
+from vtprune.cli.measure import Look, Times, Trial, agreement, middle_ratio, time_trials, timed_tokens
 from vtprune.cli.options import make_policy, parse_value, type_name
 from vtprune.cli.prompt import make_inputs, split_prompt
 from vtprune.cli.result import compared, engineering
@@ -346,6 +348,7 @@ RUN_ERRORS = [
     (["--model", "/no/such/model"], "there is no folder /no/such/model"),
     (["--image", "/no/such.png"], "there is no file /no/such.png"),
     (["--image", "/"], "/ is a folder; give picture files"),
+    (["--compare", "frame"], "--compare is unpruned or frames; did you mean 'frames'? got 'frame'"),
     (["--bogus"], "unrecognized arguments: --bogus; see vtprune --help"),
     (["--keep"], "unrecognized arguments: --keep"),
 ]
@@ -606,22 +609,34 @@ def test_docstrings_become_cards():
 
 
 def test_prompts_are_split_at_the_places_of_pictures():
-    assert split_prompt("what is this ?", "<image>", 2) == [None, None, "what is this ?"]
-    assert split_prompt("a <image> b <image>", "<image>", 2) == ["a", None, "b", None]
-    assert split_prompt("<image><|pad|> b", "<|pad|>", 2) == [None, None, "b"]
-    for prompt, n in (("<image>", 2), ("<image> <image>", 1)):
-        with pytest.raises(UserError, match=f"there are {n} pictures"):
-            split_prompt(prompt, "<image>", n)
+    """Oracle: written out; pictures and clips are told apart by who they are."""
+    p, q, c, d = "picture p", "picture q", "clip c", "clip d"
+    assert split_prompt("what is this ?", [p, q]) == [p, q, "what is this ?"]
+    assert split_prompt("a <image> b <image>", [p, q]) == ["a", p, "b", q]
+    own = SimpleNamespace(image_token="<|pad|>", video_token=None)
+    assert split_prompt("<image><|pad|> b", [p, q], processor=own) == [p, q, "b"]
+    assert split_prompt("<|pad|> b", [p]) == [p, "<|pad|> b"], "another model's placeholder is text"
+    assert split_prompt(" is it so ?", [p], [c]) == [p, c, " is it so ?"]
+    assert split_prompt("<video> a <image><video>b <image>", [p, q], [c, d]) == [c, "a", p, d, "b", q]
+    assert split_prompt("first a <video>", [p], [c]) == [p, "first a", c], "who has no place comes first"
+    for prompt, given, fragment in (
+        ("<image>", ([p, q],), "there are 2 pictures"),
+        ("<image> <image>", ([p],), "there are 1 pictures"),
+        ("<video>", ([p],), "1 places <video> and there are 0 clips"),
+        ("<image>", ([], [c]), "1 places <image> and there are 0 pictures"),
+    ):
+        with pytest.raises(UserError, match=fragment):
+            split_prompt(prompt, *given)
 
 
 def test_pictures_go_where_the_prompt_says(folder):
     """Oracle: the ids written out, word by word."""
     loaded = load(folder)
     red, blue = noise(56, 56, 1), noise(56, 56, 2)
-    inputs = make_inputs(loaded, [red, blue], "what is <image> and <image> ?")
+    inputs = make_inputs(loaded, split_prompt("what is <image> and <image> ?", [red, blue]))
     words = ["<bos>", "user", "what", "is", *["<image>"] * VISUAL, "and", *["<image>"] * VISUAL, "?", "assistant"]
     assert inputs["input_ids"][0].tolist() == [model_folder.VOCABULARY[word] for word in words]
-    alone = make_inputs(loaded, [red], "what is this ?")
+    alone = make_inputs(loaded, split_prompt("what is this ?", [red]))
     assert torch.equal(inputs["pixel_values"][0], alone["pixel_values"][0])
     assert alone["input_ids"].shape[1] == prompt_tokens(words=4)
 
@@ -634,7 +649,7 @@ def test_agreement_of_distributions():
     assert agreement(even, torch.tensor([float("nan"), 0.0])) is None
 
 
-def test_variants_are_timed_in_turn(monkeypatch):
+def test_trials_are_timed_in_turn(monkeypatch):
     order = []
 
     class Stand:
@@ -648,18 +663,20 @@ def test_variants_are_timed_in_turn(monkeypatch):
             pass
 
     def once(loaded, inputs, tokens, times):
+        asked.append(inputs["prompt"])
         times.prefill.append(float(len(order)))
 
+    asked = []
     monkeypatch.setattr("vtprune.cli.measure._time_once", once)
-    variants = {"a": lambda: Stand("a"), "b": lambda: Stand("b")}
-    times = time_variants(None, {}, variants, 8, rounds=3)
-    assert order == ["a", "b", "b", "a", "a", "b"]
+    trials = {name: Trial({"prompt": name}, partial(Stand, name)) for name in "ab"}
+    times = time_trials(None, trials, 8, rounds=3)
+    assert order == ["a", "b", "b", "a", "a", "b"] and asked == order, "each with its own prompt"
     assert times["a"].prefill == [1, 4, 5] and times["b"].prefill == [2, 3, 6]
     assert middle_ratio(times["b"].prefill, times["a"].prefill) == 1.2  # of 2, 0.75 and 1.2
     order.clear()
-    assert len(time_variants(None, {}, variants, 8)["a"].prefill) == 9, "quick ones are repeated"
+    assert len(time_trials(None, trials, 8)["a"].prefill) == 9, "quick ones are repeated"
     monkeypatch.setattr("vtprune.cli.measure.SECONDS", -1.0)
-    assert len(time_variants(None, {}, variants, 8)["a"].prefill) == 3, "slow ones too, but not often"
+    assert len(time_trials(None, trials, 8)["a"].prefill) == 3, "slow ones too, but not often"
     assert middle_ratio(Times().prefill, Times().prefill) is None
     assert [timed_tokens(n) for n in (1, 2, 5, 100)] == [2, 2, 5, 8]
 
@@ -677,7 +694,8 @@ def test_what_is_timed(monkeypatch):
             ids = torch.zeros(1, 7, dtype=torch.int64)
             assert not any(bool(stopping_criteria[0](ids, None).any()) for _ in range(max_new_tokens))
 
-    times = time_variants(Loaded("x", Model(), None, False), {}, {"a": nullcontext}, 4, rounds=1)["a"]
+    loaded = Loaded("x", Model(), None, False)
+    times = time_trials(loaded, {"a": Trial({}, nullcontext)}, 4, rounds=1)["a"]
     assert times.prefill == [pytest.approx(100)] and times.token == [pytest.approx(30)] and times.selector == []
 
 

@@ -69,6 +69,28 @@ def test_the_model_that_ships_loads():
     assert ours.keys() == theirs.keys() and all(torch.equal(ours[name], theirs[name]) for name in ours)
 
 
+def test_the_models_that_ship_have_names():
+    """Oracle: what ``vtprune.embedded`` loads."""
+    loaded, (model, processor) = load("embedded-video"), vtprune.embedded.load_video()
+    ours, theirs = loaded.model.state_dict(), model.state_dict()
+    assert ours.keys() == theirs.keys() and all(torch.equal(ours[name], theirs[name]) for name in ours)
+    assert (loaded.name, loaded.model_type, loaded.embedded) == ("embedded-video", "qwen3_vl", True)
+    assert type(loaded.processor) is type(processor)
+    assert load("embedded-image").model_type == "llava" and load("embedded-image").embedded
+    refused(lambda: load("embedded-clips"), "'embedded', 'embedded-image', 'embedded-video'")
+
+
+@pytest.mark.parametrize(("name", "fragment"), [("tokenizer.json", "no tokenizer"), ("model.safetensors", "damaged")])
+def test_a_damaged_installation(tmp_path, monkeypatch, name, fragment):
+    folder = shutil.copytree(vtprune.embedded.video_path(), tmp_path / "video")
+    monkeypatch.setattr(vtprune.embedded, "video_path", lambda: folder)
+    path = folder / name
+    path.write_bytes(path.read_bytes()[:100]) if fragment == "damaged" else path.unlink()
+    refused(lambda: load("embedded-video"), fragment)
+    shutil.rmtree(folder)
+    refused(lambda: load("embedded-video"), "holds no embedded model", "--model FOLDER")
+
+
 # ---------------------------------------------------------------------------------------------- what is no folder
 
 

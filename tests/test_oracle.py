@@ -17,7 +17,7 @@ from tests.oracle import (
     text_logits,
 )
 
-LLAMA_LIKE = [f for f in tiny.FAMILIES if f not in ("gemma3", "paligemma", "qwen3_vl")]
+LLAMA_LIKE = [f for f in tiny.FAMILIES if f not in ("gemma3", "paligemma")]
 TAKES_EMBEDDINGS = [f for f in tiny.FAMILIES if f not in ("gemma3", "paligemma", *tiny.MROPE_FAMILIES)]
 
 

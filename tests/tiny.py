@@ -187,6 +187,25 @@ def video_samples(family: str, kind: str = "ragged") -> list[Sample]:
     raise ValueError(f"unknown kind {kind!r} for video; known: one, padded, ragged, with_image")
 
 
+ORDERS = ("viv", "vvi", "ivv")
+
+
+def mixed_samples(family: str, orders: tuple[str, ...] = ORDERS) -> list[Sample]:
+    """A sample for each order of images (i), videos of 4 frames (v) and, where lengths are free, of 2 frames (w)."""
+    out = []
+    for seed, order in enumerate(orders):
+        sample = Sample((BOS,)) + _words(3, 400 + seed)
+        for place, kind in enumerate(order):
+            number = 10 * (10 * seed + place) + 5000
+            if kind == "i":
+                sample = sample + _image(family, "large", number, alone=order.count("i") == 1)
+            else:
+                sample = sample + _clip(family, {"v": 4, "w": 2}[kind], number)
+            sample = sample + _words(1 + place, number)
+        out.append(sample + _words(4 + seed, 450 + seed))
+    return out
+
+
 def collate(family: str, parts: list[Sample] | tuple[Sample, ...], dtype: torch.dtype = torch.float64) -> Batch:
     """Left-padded model inputs of several samples."""
     length = max(len(s.ids) for s in parts)
@@ -256,14 +275,15 @@ def beams(model: nn.Module, inputs: dict[str, Any], n: int = 8, num_beams: int =
     return greedy(model, inputs, n, num_beams=num_beams, output_scores=True, **more)
 
 
-def new_turn(family: str, model: nn.Module, inputs: Batch, sequences: Tensor, image: bool) -> Batch:
-    """Inputs of a second turn on the cache of the first: the whole conversation's ids, the pixels of new images only.
+def new_turn(family: str, model: nn.Module, inputs: Batch, sequences: Tensor, image: bool, clip: bool = False) -> Batch:
+    """Inputs of a second turn on the cache of the first: the whole conversation's ids, the pixels of what is new only.
 
     sequences: (B, L + n), what the first turn returned for ``inputs``. Pass the first turn's ``past_key_values`` along.
     """
     start, tails = inputs["input_ids"].shape[1], []
     for i in range(len(sequences)):
         fresh = _image(family, "small", 7000 + i) if image else Sample(())
+        fresh = fresh + _clip(family, 4, 7100 + i) if clip else fresh
         tails.append(fresh + _words(5, 300 + i))
     told = [s + Sample(tuple(new.tolist())) for s, new in zip(inputs.samples, sequences[:, start:])]
     dtype = next((v.dtype for v in inputs.values() if v.is_floating_point()), torch.float64)
@@ -274,9 +294,14 @@ def new_turn(family: str, model: nn.Module, inputs: Batch, sequences: Tensor, im
     for key in out.keys() - words:
         del out[key]
     out.update({key: value for key, value in new.items() if key not in words})
-    if family in MROPE_FAMILIES and image:  # positions need the grids of ALL images, the encoder only the new ones
-        with torch.no_grad():
-            encoded = model.model.get_image_features(out.pop("pixel_values"), out["image_grid_thw"], return_dict=True)
-        grids = [s.pixels["image_grid_thw"] for s in out.samples]
-        out["image_grid_thw"], out["mm_encoder_outputs"] = torch.cat(grids), {"image": encoded}
+    if family in MROPE_FAMILIES and (image or clip):  # positions need the grids of ALL, the encoder only the new ones
+        out["mm_encoder_outputs"] = {}
+        for kind, pixels in (("image", "pixel_values"), ("video", "pixel_values_videos")):
+            grid, encode = f"{kind}_grid_thw", getattr(model.model, f"get_{kind}_features")
+            if pixels in out:
+                with torch.no_grad():
+                    out["mm_encoder_outputs"][kind] = encode(out.pop(pixels), out[grid], return_dict=True)
+            grids = [s.pixels[grid] for s in out.samples if grid in s.pixels]
+            if grids:
+                out[grid] = torch.cat(grids)
     return out

@@ -6,6 +6,7 @@
 from vtprune import policies as _policies  # noqa: F401 (importing registers them)
 from vtprune.api import is_wrapped, options, pruned, report, unwrap, wrap
 from vtprune.policies.base import POLICIES, Policy, ScorePolicy, register
+from vtprune.seconds import frame_times
 from vtprune.tokens import BEFORE_LLM, ModelFacts, Segment, Selection, VisualTokens, inside
 
 __version__ = "0.1.0"
@@ -19,6 +20,7 @@ __all__ = [
     "Segment",
     "Selection",
     "VisualTokens",
+    "frame_times",
     "inside",
     "is_wrapped",
     "options",

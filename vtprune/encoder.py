@@ -6,6 +6,7 @@ the encoder's output, which travels to the forward untouched, also when it is ex
 
 from __future__ import annotations
 
+import dataclasses
 import inspect
 from collections.abc import Mapping
 from contextvars import ContextVar
@@ -56,7 +57,7 @@ class Recorder:
         if not collected:
             return sources
         signals = spread_signals(family, self.model, self.kind, arguments, collected, sources)
-        return [Source(s.kind, s.coords, s.patch, s.grids, found) for s, found in zip(sources, signals, strict=True)]
+        return [dataclasses.replace(s, signals=found) for s, found in zip(sources, signals, strict=True)]
 
 
 def encoded_sources(outputs: Mapping | None) -> dict[str, list[Source]]:

@@ -82,6 +82,7 @@ class Sample:
             text_position=(self.row.text - self.row.start).to(device),
             seed=self.row.seed,
             memory=self.memory,
+            seconds=None if self.row.seconds is None else self.row.seconds[index],
         )
 
     def keep(self, keep: Tensor) -> tuple[Tensor, Tensor]:
@@ -113,6 +114,7 @@ class Forward:
         self.ids: Tensor | None = None
         self.mask2d: Tensor | None = None
         self.encoded: dict[str, Sequence] = {}
+        self.per_step: Tensor | Sequence | None = None
         self.layout: Layout | None = None
         self.samples: list[Sample] = []
         self.columns: Tensor | None = None
@@ -165,6 +167,7 @@ class Forward:
                 kept[b] = torch.arange(len(sample.visual))
             sample.done = sample.done or not len(sample.visual) or (selection is not None and selection.last)
         record.kept = [sample.alive[keep] for sample, keep in zip(self.samples, kept, strict=True)]
+        record.merges = [None if selection is None else selection.merge for selection in selections]
         record.notes = list(dict.fromkeys(s.note for s in selections if s is not None and s.note))
         self.record.sites.append(record)
         whole = all(len(k) == n for k, n in zip(kept, record.before, strict=True))

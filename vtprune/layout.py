@@ -39,6 +39,13 @@ class Row:
         return torch.cat([s.coords for s in self.sources]) if self.sources else torch.zeros(0, 4, dtype=torch.int64)
 
     @cached_property
+    def seconds(self) -> Tensor | None:
+        """(n,) float64 when each is shown, nan where unknown; None where nothing is known of the whole row."""
+        if all(source.seconds is None for source in self.sources):
+            return None
+        return torch.cat([source.token_seconds for source in self.sources])
+
+    @cached_property
     def source(self) -> Tensor:
         """(n,) ordinal of the source of each."""
         lengths = torch.tensor([len(s) for s in self.sources])

@@ -8,8 +8,10 @@ from pathlib import Path
 
 from safetensors import SafetensorError, safe_open
 
-EMBEDDED = "embedded"
-"""The name of the model that ships with vtprune."""
+EMBEDDED, EMBEDDED_IMAGE, EMBEDDED_VIDEO = "embedded", "embedded-image", "embedded-video"
+"""The names of the models that ship with vtprune; "embedded" alone is that of pictures."""
+
+EMBEDDED_MODELS = (EMBEDDED, EMBEDDED_IMAGE, EMBEDDED_VIDEO)
 
 # what weights that are not safetensors are called
 _OTHER_WEIGHTS = frozenset(".bin .pt .pth .ckpt .pkl .pickle .npz .npy .h5 .msgpack .gguf .onnx".split())
@@ -25,15 +27,8 @@ class ModelError(ValueError):
 
 def model_folder(name: str | Path) -> Path:
     """The folder of a model. Raises ModelError where there is none, with what to do."""
-    if str(name) == EMBEDDED:
-        from vtprune.embedded import image_path
-
-        if not image_path().is_dir():
-            raise ModelError(
-                "this installation holds no embedded model (vtprune/embedded/image is missing); install vtprune again, "
-                "or give a model folder: --model FOLDER"
-            )
-        return image_path()
+    if str(name) in EMBEDDED_MODELS:
+        return _embedded_folder(str(name))
     folder = Path(name)
     if folder.is_dir():
         return folder
@@ -46,13 +41,27 @@ def model_folder(name: str | Path) -> Path:
             f"Face Hub: hf download {name} --local-dir {folder.name}, then --model {folder.name}"
         )
     raise ModelError(
-        f"there is no folder {name}; give a model folder (config.json, *.safetensors, processor) or 'embedded'"
+        f"there is no folder {name}; give a model folder (config.json, *.safetensors, processor) or one of "
+        f"{', '.join(map(repr, EMBEDDED_MODELS))}"
     )
 
 
-def check_folder(folder: Path) -> None:
+def _embedded_folder(name: str) -> Path:
+    from vtprune.embedded import image_path, video_path
+
+    folder = video_path() if name == EMBEDDED_VIDEO else image_path()
+    if not folder.is_dir():
+        raise ModelError(
+            f"this installation holds no embedded model (vtprune/embedded/{folder.name} is missing); install vtprune "
+            "again, or give a model folder: --model FOLDER"
+        )
+    return folder
+
+
+def check_folder(folder: Path, *, processor: bool = True) -> None:
     """Raises for a folder that cannot be loaded, before anything heavy happens.
 
+    processor: whether the folder holds that of its pictures and clips, and not the tokenizer alone.
     ModelError: files that are missing, damaged or of another format. NotImplementedError: an unknown family.
     """
     config = _json(folder, "config.json")
@@ -62,7 +71,8 @@ def check_folder(folder: Path) -> None:
     check_family(model_type, str(folder))
     for path in _weight_files(folder):
         _check_weights(path)
-    for what, names in (("tokenizer", _TOKENIZERS), ("picture processor", _PROCESSORS)):
+    needed = [("tokenizer", _TOKENIZERS), *([("picture processor", _PROCESSORS)] if processor else [])]
+    for what, names in needed:
         if not any((folder / name).is_file() for name in names):
             raise ModelError(f"{folder} has no {what} ({' or '.join(names[:2])}); copy it from where the model is from")
     if (folder / "tokenizer.json").is_file():

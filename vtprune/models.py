@@ -13,7 +13,15 @@ import torch
 from safetensors import SafetensorError
 from torch import nn
 
-from vtprune.model_folder import EMBEDDED, ModelError, brief, check_folder, model_folder
+from vtprune.model_folder import (
+    EMBEDDED,
+    EMBEDDED_MODELS,
+    EMBEDDED_VIDEO,
+    ModelError,
+    brief,
+    check_folder,
+    model_folder,
+)
 
 DTYPES = ("auto", "float32", "bfloat16", "float16")
 ATTENTION = ("sdpa", "eager", "flash_attention_2", "flex_attention")
@@ -23,7 +31,7 @@ ATTENTION = ("sdpa", "eager", "flash_attention_2", "flex_attention")
 class Loaded:
     """A model that is ready to generate, and its processor.
 
-    name: as it was asked for. embedded: whether it is the one that ships with vtprune.
+    name: as it was asked for. embedded: whether it is one that ships with vtprune.
     """
 
     name: str
@@ -39,9 +47,10 @@ class Loaded:
 def load(
     name: str | Path = EMBEDDED, *, dtype: str = "auto", device: str = "auto", attention: str | None = None
 ) -> Loaded:
-    """The model and processor of a folder, or the embedded one.
+    """The model and processor of a folder, or an embedded one.
 
-    name:      a folder in the format of ``save_pretrained``, or "embedded".
+    name:      a folder in the format of ``save_pretrained``, or "embedded", which is "embedded-image", or
+               "embedded-video".
     dtype:     "auto" (float32 on a CPU, else what the weights are stored in), "float32", "bfloat16" or "float16".
     device:    "auto" (CUDA if there is one), "cpu", "cuda", "cuda:1", "mps".
     attention: "sdpa", "eager", "flash_attention_2" or "flex_attention"; transformers' choice if None.
@@ -52,8 +61,9 @@ def load(
     if attention is not None and attention not in ATTENTION:
         raise ModelError(f"unknown attention {attention!r}; known: {', '.join(ATTENTION)}")
     folder = model_folder(name)
-    check_folder(folder)
-    processor = load_processor(folder)
+    clips = str(name) == EMBEDDED_VIDEO
+    check_folder(folder, processor=not clips)
+    processor = clip_processor(folder) if clips else load_processor(folder)
     model = load_weights(folder, kind, attention)
     try:
         model = model.to(place)
@@ -62,7 +72,7 @@ def load(
         raise ModelError(
             f"the weights of {name} take {size:,} bytes and do not fit on {place}; use --dtype bfloat16 or --device cpu"
         ) from error
-    return Loaded(str(name), model.eval(), processor, str(name) == EMBEDDED)
+    return Loaded(str(name), model.eval(), processor, str(name) in EMBEDDED_MODELS)
 
 
 def read_device(text: str) -> torch.device:
@@ -114,6 +124,18 @@ def load_processor(folder: Path):
             "preprocessor_config.json) of its model"
         )
     return processor
+
+
+def clip_processor(folder: Path):
+    """The processor of the embedded video model, which is no class of transformers. Raises ModelError."""
+    from vtprune.embedded.video_processor import ClipProcessor
+
+    try:
+        return ClipProcessor.from_pretrained(folder)
+    except (OSError, ValueError, TypeError, AttributeError, KeyError) as error:
+        raise ModelError(
+            f"{folder} holds no tokenizer that can be loaded: {brief(error)}; install vtprune again"
+        ) from error
 
 
 def load_weights(folder: Path, dtype: torch.dtype | str, attention: str | None = None) -> nn.Module:

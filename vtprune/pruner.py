@@ -26,6 +26,7 @@ from vtprune.masks import narrow_mask
 from vtprune.narrow import LayerArguments
 from vtprune.plan import Plan
 from vtprune.report import Report
+from vtprune.seconds import with_seconds
 from vtprune.sight import Sight
 
 _LOCK = threading.Lock()
@@ -40,6 +41,7 @@ class Pruner:
         self.base, self.decoder = family.base(model), family.decoder(model)
         self.layers = self.decoder.layers
         self.placeholders = family.placeholders(model)
+        self.frames_per_step = family.frames_per_step(model)
         self.names = {
             kind: list(inspect.signature(module.forward).parameters)
             for kind, module in (("base", self.base), ("decoder", self.decoder), ("layer", self.layers[0]))
@@ -144,6 +146,7 @@ class Pruner:
             forward.mask2d = mask if isinstance(mask, Tensor) and mask.dim() == 2 else None
             check_chunks(bound.get("mm_encoder_outputs"))
             forward.encoded = encoded_sources(bound.get("mm_encoder_outputs"))
+            forward.per_step = bound.get(self.family.step_argument)
 
     def _kinds(self, ids: Tensor | None, embeds: Tensor | None) -> tuple[Tensor, Tensor | None]:
         """(B, L) which placeholder every column is, -1 for none; and the ids, both on the CPU."""
@@ -184,7 +187,10 @@ class Pruner:
                 "vtprune.unwrap(model) before training"
             )
         real = self._real(forward, bound.get("attention_mask"))
-        layout = build_layout(forward.kinds, forward.ids, real, forward.encoded, list(self.placeholders))
+        names = list(self.placeholders)
+        is_video = forward.kinds == (names.index("video") if "video" in names else -2)
+        encoded = with_seconds(forward.encoded, self.frames_per_step, forward.per_step, is_video)
+        layout = build_layout(forward.kinds, forward.ids, real, encoded, names)
         forward.positions = self.plan.positions(forward.policy)
         forward.begin(layout, getattr(forward.policy, "newlines", False))
 

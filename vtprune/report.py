@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from vtprune import flops
 from vtprune.flops_vision import vision_flops
+from vtprune.kept import Kept, kept_of
 from vtprune.layout import Layout
 from vtprune.stopwatch import Stopwatch
 from vtprune.tokens import site_name
@@ -22,6 +23,7 @@ class SiteRecord:
     before:       visual tokens offered to the policy, by sample.
     lap:          from before the signals to after the selecting, all samples together.
     kept:         by sample the rows that stay, (k,) int64, counted in the sample's offered visual tokens.
+    merges:       by sample what ``Selection.merge`` said, None where nothing was merged.
     notes:        what the policy said of its answers, each sentence once.
     reads:        the signals that it read.
     """
@@ -30,6 +32,7 @@ class SiteRecord:
     before: list[int]
     lap: Stopwatch
     kept: list[Tensor] = field(default_factory=list)
+    merges: list[Tensor | None] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
     reads: set[str] = field(default_factory=set)
 
@@ -54,22 +57,6 @@ class Prefill:
     past: list[list[int]] = field(default_factory=list)
     kv_bytes: int | None = None
     dtype_size: int = 4
-
-
-@dataclass(frozen=True)
-class Kept:
-    """The tokens of one image or video that a site kept.
-
-    rows:   (k,) their rows among the sample's visual tokens. coords: (k, 4) view, frame, row and column, -1 unknown.
-    of:     how many the source had. grids: its (T, H, W) views.
-    """
-
-    kind: str
-    source: int
-    rows: Tensor
-    coords: Tensor
-    of: int
-    grids: tuple[tuple[int, int, int], ...]
 
 
 class Report:
@@ -163,15 +150,9 @@ class Report:
         """What the ``site``-th record kept of every image and video of a sample, with grid coordinates."""
         if not self.sites:
             raise ValueError("nothing was pruned yet; call model.generate(...) with an image or a video first")
-        row, offered = self.last.layout.rows[sample], self.last.offered[sample]
-        rows = self.sites[site].kept[sample]
-        index = offered[rows]
-        found = []
-        for ordinal, source in enumerate(row.sources):
-            mine = row.source[index] == ordinal
-            of = int((row.source[offered] == ordinal).sum())
-            found.append(Kept(source.kind, ordinal, rows[mine], row.coords[index[mine]], of, source.grids))
-        return found
+        until = self.sites[: range(len(self.sites))[site] + 1]
+        kept, merges = [r.kept[sample] for r in until], [r.merges[sample] for r in until]
+        return kept_of(self.last.layout.rows[sample], self.last.offered[sample], kept, merges)
 
     @property
     def kv_bytes(self) -> int | None:

@@ -85,6 +85,8 @@ class VisualTokens:
     text_position: (M,) int64, the same for ``text``.
     seed:     a number that depends on the sample's prompt alone, the same in every batch and for every beam.
     memory:   what the policy wants to find again at its next site, of this sample in this forward.
+    seconds:  (N,) float64 on the CPU: when the frame of each is shown (``vtprune.frame_times``), nan where unknown;
+              None where nothing is known of the whole sample.
     """
 
     hidden: Tensor
@@ -98,6 +100,7 @@ class VisualTokens:
     text_position: Tensor | None = None
     seed: int = 0
     memory: MutableMapping = field(default_factory=dict)
+    seconds: Tensor | None = None
 
     def __len__(self) -> int:
         return self.hidden.shape[0]

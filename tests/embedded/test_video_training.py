@@ -9,8 +9,10 @@ from vtprune.embedded.clip_questions import KINDS, ClipQuestion
 from vtprune.embedded.clips import SIDE, SLICE, STEPS, make_clip
 from vtprune.embedded.drawing import COLORS
 from vtprune.embedded.slices import patches_of
+from vtprune.embedded.stills import make_still
 from vtprune.embedded.train_answers import IGNORED
 from vtprune.embedded.train_video_answers import Reader, look_there
+from vtprune.embedded.train_video_long import stretch
 from vtprune.embedded.train_video_tower import (
     DENSE,
     NAMES,
@@ -215,3 +217,26 @@ def test_attention_there_costs_nothing_and_elsewhere_much():
     there = torch.tensor([[True, True, False], [False, False, True], [False, False, False]])
     assert look_there(attention, there).item() == pytest.approx(-(np.log(0.8) + np.log(0.8)) / 2, abs=1e-3)
     assert look_there(attention, torch.zeros_like(there)) == 0
+
+
+def test_stretched_slices_stand_where_those_of_a_longer_clip_would(model):
+    """Oracle: the longer clip's own positions, slice by slice; the shorter clip's everything else."""
+    short, wide = make_prefix(model, 16), make_prefix(model, 64)
+    for seed in range(20):
+        made = stretch(short, wide, np.random.default_rng(seed))
+        assert torch.equal(made.ids, short.ids) and torch.equal(made.frame, short.frame)
+        places = made.position[:, 1:].view(3, 8, -1)
+        blocks = wide.position[:, 1:].view(3, 32, -1)
+        found = [[j for j in range(32) if torch.equal(places[:, i], blocks[:, j])] for i in range(8)]
+        assert all(len(one) == 1 for one in found)
+        order = [one[0] for one in found]
+        assert order == sorted(set(order))
+        assert int(made.position.max()) < made.after <= wide.after
+
+
+def test_stills_fill_a_pool(model):
+    """Oracle: the stills themselves, one by one."""
+    pool = make_pool(model.model.visual, 4, SLICE, 11, make=make_still)
+    assert [list(questions) for questions in pool.questions] == [list(make_still(11 + i).questions) for i in range(4)]
+    hidden, _ = Reader(model)(pool, pack(pool, np.random.default_rng(0), np.arange(4), most=6))
+    assert hidden.shape[0] == 4 and hidden.isfinite().all()

@@ -261,13 +261,14 @@ def test_an_image_beside_a_video_needs_no_score_unless_they_share_a_budget():
     assert counts_of(tokens, shared) == [[12], [0, 4]]
 
 
-def test_scores_of_images_must_fit_where_there_is_no_video():
+def test_images_are_frames_where_scores_are_given_and_there_is_no_video():
+    """Oracle: 16 of 32 tokens, shared as the scores say; without scores every image keeps its own 8."""
     tokens = two_videos(((1, 4, 4), (1, 4, 4)), ("image", "image"))
     for scores in ([1, 0], [[1], [0]]):
-        assert counts_of(tokens, QuoTA(keep_ratio=0.5, frame_scores=scores, resize="sample").select(tokens)) == [
-            [8],
-            [8],
-        ]
+        found = QuoTA(keep_ratio=0.5, frame_scores=scores, resize="sample").select(tokens)
+        assert counts_of(tokens, found) == [[16], [0]] and "taken as the frames of one video" in found.note
+    alone = QuoTA(keep_ratio=0.5, resize="sample").select(tokens)
+    assert counts_of(tokens, alone) == [[8], [8]] and not alone.note
     with pytest.raises(ValueError, match="3 scores and the 2 clips of this prompt have 2 frames"):
         QuoTA(frame_scores=[1, 0, 1]).select(tokens)
 

@@ -71,8 +71,11 @@ def test_prompts_of_unequal_length_are_padded_on_the_left_whatever_the_tokenizer
             torch.testing.assert_close(row, model(**alone).logits[0, -1], atol=1e-4, rtol=1e-4)
 
 
-def test_only_what_is_a_float_changes_its_dtype():
-    model = torch.nn.Module()
+def test_only_pixels_take_the_models_dtype():
+    """Oracle: which numbers a model computes with, and which it counts by; seconds would lose by bfloat16."""
+    model, seconds = torch.nn.Module(), torch.tensor([0.123456789])
     model.dtype = torch.bfloat16
-    got = floats_as({"ids": torch.ones(1, dtype=torch.int64), "pixels": torch.ones(1), "names": ["a"]}, model)
-    assert (got["ids"].dtype, got["pixels"].dtype, got["names"]) == (torch.int64, torch.bfloat16, ["a"])
+    inputs = {"input_ids": torch.ones(1, dtype=torch.int64), "names": ["a"], "second_per_grid_ts": seconds}
+    got = floats_as({**inputs, "pixel_values": torch.ones(1), "pixel_values_videos": torch.ones(1)}, model)
+    assert {name: got[name] for name in inputs} == inputs
+    assert got["pixel_values"].dtype == got["pixel_values_videos"].dtype == torch.bfloat16

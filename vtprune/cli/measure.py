@@ -5,7 +5,7 @@ from __future__ import annotations
 import statistics
 import time
 from collections.abc import Callable, Mapping
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 
 import torch
@@ -91,26 +91,33 @@ def timed_tokens(max_new_tokens: int) -> int:
     return max(2, min(max_new_tokens, 8))
 
 
-Variant = Callable[[], AbstractContextManager[Report | None]]
-"""Enters a state of the model, for instance pruned, and leaves it."""
+@dataclass(frozen=True)
+class Trial:
+    """A prompt, and the state of the model that it is answered in.
+
+    inputs: of the model. enter: gives a context that holds the model in that state, with a report if it is pruned.
+    """
+
+    inputs: Mapping
+    enter: Callable[[], AbstractContextManager[Report | None]] = nullcontext
 
 
-def time_variants(
-    loaded: Loaded, inputs: Mapping, variants: Mapping[str, Variant], max_new_tokens: int, rounds: int | None = None
+def time_trials(
+    loaded: Loaded, trials: Mapping[str, Trial], max_new_tokens: int, rounds: int | None = None
 ) -> dict[str, Times]:
-    """Times of each variant, run in turn so that a machine that slows down slows all of them.
+    """Times of each trial, run in turn so that a machine that slows down slows all of them.
 
     rounds: how many; if None, 3 or more until 3 seconds are over, 9 at most.
     """
-    times = {name: Times() for name in variants}
+    times = {name: Times() for name in trials}
     started, tokens = time.perf_counter(), timed_tokens(max_new_tokens)
     for i in range(MOST if rounds is None else rounds):
         if rounds is None and i >= FEWEST and time.perf_counter() - started > SECONDS:
             break
         # who goes first alternates too
-        for name in list(variants)[:: 1 - 2 * (i % 2)]:
-            with variants[name]() as report:
-                _time_once(loaded, inputs, tokens, times[name])
+        for name in list(trials)[:: 1 - 2 * (i % 2)]:
+            with trials[name].enter() as report:
+                _time_once(loaded, trials[name].inputs, tokens, times[name])
                 if report is not None:
                     times[name].selector.append(report.milliseconds)
     return times

@@ -1,66 +1,110 @@
-"""A question and its pictures as model inputs: the chat template of the processor, pictures where the prompt says."""
+"""A question with its pictures and clips as model inputs: by the chat template, each where the prompt says."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from typing import Any
 
 from PIL import Image
 
 from vtprune.cli.error import UserError, one_line
 from vtprune.models import Loaded
+from vtprune.quota.chat import encode
+from vtprune.video.frames import Frames
+from vtprune.video.inputs import places, processor_arguments
 
-PLACE = "<image>"
-"""Where a picture goes in a prompt, for every model."""
+PLACES = {"image": "<image>", "video": "<video>"}
+"""Where a picture or a clip goes in a prompt, for every model."""
+
+NOUNS = {"image": ("picture", "pictures"), "video": ("clip", "clips")}
+
+Part = str | Image.Image | Frames
 
 
-def split_prompt(prompt: str, image_token: str, n_images: int) -> list[str | None]:
-    """The prompt's parts in order: text, and None for each picture. Without places the pictures come first.
+def split_prompt(
+    prompt: str, pictures: Sequence[Image.Image], clips: Sequence[Frames] = (), processor: Any = None
+) -> list[Part]:
+    """The prompt's parts in order: texts, pictures, clips. What has no place comes first, pictures before clips.
 
-    Raises UserError where the number of places is not that of the pictures.
+    processor: whose own placeholders are places too.
+    Raises UserError where the number of places is not that of the pictures or clips.
     """
-    pieces = re.split("|".join(map(re.escape, sorted({PLACE, image_token}, key=len, reverse=True))), prompt)
-    places = len(pieces) - 1
-    if places == 0:
-        return [*[None] * n_images, prompt]
-    if places != n_images:
-        raise UserError(
-            f"the prompt has {places} places {PLACE} and there are {n_images} pictures; write one {PLACE} for each "
-            "picture, or none (the pictures then come first)"
-        )
-    parts: list[str | None] = []
-    for i, piece in enumerate(pieces):
-        parts += [None] * (i > 0) + [piece.strip()] * bool(piece.strip())
-    return parts
+    found = _pieces(prompt, processor)
+    given = {"image": list(pictures), "video": list(clips)}
+    parts: list[Part] = []
+    for kind, visuals in given.items():
+        n = sum(place == kind for place, _ in found)
+        if n not in (0, len(visuals)):
+            _, many = NOUNS[kind]
+            place = PLACES[kind]
+            raise UserError(
+                f"the prompt has {n} places {place} and there are {len(visuals)} {many}; write one {place} for each "
+                f"{NOUNS[kind][0]}, or none (the {many} then come first)"
+            )
+        parts += [] if n else visuals
+    queues = {kind: iter(visuals) for kind, visuals in given.items()}
+    return parts + [next(queues[kind]) if kind in queues else text for kind, text in found]
 
 
-def prompt_text(loaded: Loaded, parts: Sequence[str | None]) -> str:
+def check_places(prompt: str, n_pictures: int, n_clips: int) -> None:
+    """Raises UserError where the number of places in a prompt is not that of the pictures or clips."""
+    split_prompt(prompt, [Image.new("RGB", (1, 1))] * n_pictures, [None] * n_clips)
+
+
+def _pieces(prompt: str, processor: Any) -> list[tuple[str, str]]:
+    """("image", ""), ("video", "") and ("text", ...) in the order of the prompt; one text where there are no places."""
+    spelt = {token: kind for kind, token in PLACES.items()}
+    for kind in PLACES:
+        token = getattr(processor, f"{kind}_token", None)
+        if token:
+            spelt.setdefault(token, kind)
+    splitter = "|".join(map(re.escape, sorted(spelt, key=len, reverse=True)))
+    pieces = re.split(f"({splitter})", prompt)
+    if len(pieces) == 1:
+        return [("text", prompt)]
+    found = [(spelt[piece], "") if piece in spelt else ("text", piece.strip()) for piece in pieces]
+    return [(kind, text) for kind, text in found if kind != "text" or text]
+
+
+def prompt_text(loaded: Loaded, parts: Sequence[Part]) -> str:
     """The text that goes into the processor, by its chat template if it has one. Raises UserError."""
     from jinja2 import TemplateError
 
-    processor = loaded.processor
+    processor, content = loaded.processor, []
+    for part in parts:
+        if isinstance(part, str):
+            content.append({"type": "text", "text": part})
+        else:
+            content += [{"type": kind} for kind in places(processor, part)]
     template = getattr(processor, "chat_template", None) or getattr(processor.tokenizer, "chat_template", None)
     if not template:
-        token = getattr(processor, "image_token", PLACE)
-        return "\n".join(token if part is None else part for part in parts)
-    content = [{"type": "image"} if part is None else {"type": "text", "text": part} for part in parts]
+        return "\n".join(part.get("text") or _token(processor, part["type"]) for part in content)
     try:
-        return processor.apply_chat_template([{"role": "user", "content": content}], add_generation_prompt=True)
+        return processor.apply_chat_template(
+            [{"role": "user", "content": content}], add_generation_prompt=True, tokenize=False
+        )
     except TemplateError as error:
         raise UserError(f"the chat template of {loaded.name} refuses this prompt: {one_line(error)}") from error
 
 
-def make_inputs(loaded: Loaded, images: Sequence[Image.Image], prompt: str):
-    """The processor's output for one sample, on the CPU. Raises UserError where it cannot read prompt and pictures."""
-    token = getattr(loaded.processor, "image_token", PLACE)
-    text = prompt_text(loaded, split_prompt(prompt, token, len(images)))
+def _token(processor: Any, kind: str) -> str:
+    return getattr(processor, f"{kind}_token", None) or PLACES[kind]
+
+
+def make_inputs(loaded: Loaded, parts: Sequence[Part]):
+    """The processor's output for one sample, on the CPU. Raises UserError where it cannot read what it is given."""
+    visuals = [part for part in parts if not isinstance(part, str)]
+    text = prompt_text(loaded, parts)
     try:
-        return loaded.processor(images=list(images), text=text, return_tensors="pt")
+        return encode(loaded.processor, [text], "cpu", **processor_arguments(loaded.processor, visuals))
     except (ValueError, TypeError, LookupError, AttributeError) as error:
         what = f"{one_line(error)} ({type(error).__name__} in {type(loaded.processor).__name__})"
+        n = sum(isinstance(visual, Image.Image) for visual in visuals)
+        seen = [f"{n} pictures"] * (n > 0) + [f"{len(visuals) - n} clips"] * (n < len(visuals))
         raise UserError(
-            f"the processor of {loaded.name} cannot read {len(images)} pictures and this prompt: {what}; check the "
-            "prompt and the processor's files"
+            f"the processor of {loaded.name} cannot read {', '.join(seen)} and this prompt: {what}; check the prompt "
+            "and the processor's files"
         ) from error
 
 
@@ -70,5 +114,5 @@ def unknown_words(loaded: Loaded, prompt: str) -> list[str]:
     unknown = getattr(tokenizer, "unk_token_id", None)
     if unknown is None:
         return []
-    words = dict.fromkeys(prompt.replace(PLACE, " ").split())
+    words = dict.fromkeys(re.sub("|".join(PLACES.values()), " ", prompt).split())
     return [word for word in words if unknown in tokenizer(word, add_special_tokens=False)["input_ids"]]

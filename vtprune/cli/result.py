@@ -81,6 +81,8 @@ def print_result(result: dict[str, Any]) -> None:
     model = result["model"]
     say(f"model     {model['name']} ({model['model_type']}, {model['dtype']} on {model['device']})")
     say(f"policy    {policy['name']}{f' ({options})' if options else ''}")
+    for video in result["videos"]:
+        say(f"video     {_about(video)}")
     say(f"question  {result['prompt']}")
     answers = {"unpruned": plain, "pruned": pruned}
     for name, one in answers.items():
@@ -90,7 +92,7 @@ def print_result(result: dict[str, Any]) -> None:
         say(f"right     {result['right_answer']}", style="bold")
     say("")
     columns = ("", "unpruned", "pruned", "pruned / unpruned") if plain else ("", "pruned")
-    rows = _rows(pruned, plain, result["comparison"])
+    rows = _rows(pruned, plain, result["comparison"], result["decode_s"])
     table(columns, [row if plain else (row[0], row[2]) for row in rows], right=columns[1:])
     say("")
     table(
@@ -98,11 +100,62 @@ def print_result(result: dict[str, Any]) -> None:
         [(site["site"], f"{site['before']:,}", f"{site['after']:,}") for site in pruned["sites"]],
         right=("visual tokens before", "after"),
     )
+    if result["same_budget"]:
+        _print_same_budget(result["same_budget"])
     for line in _remarks(result):
         say(line)
 
 
-def _rows(pruned: dict, plain: dict | None, comparison: dict | None) -> list[tuple[str, str, str, str]]:
+def _about(video: dict) -> str:
+    """For instance "clip.mp4, 32 of 300 frames, 10.0 s, 640 x 360"."""
+    width, height = video["size"]
+    frames = f"{video['frames']:,} of {video['count']:,} frames"
+    return f"{video['path']}, {frames}, {video['duration']:.1f} s, {width} x {height}"
+
+
+def _print_same_budget(found: dict[str, Any]) -> None:
+    """A line for each way to spend the visual tokens, in which a star marks those that spend as many."""
+    from vtprune.cli.console import say, table
+
+    say("")
+    columns = (
+        "",
+        "frames",
+        "visual tokens",
+        "mean of layers",
+        "answer",
+        "prefill, ms",
+        "KV cache, bytes",
+        "decoding, s",
+    )
+    rows = [
+        (
+            f"{'*' if row['same_budget'] else ' '} {row['name']}",
+            f"{row['frames']:,}",
+            f"{row['visual_tokens_before']:,} -> {row['visual_tokens']:,}",
+            f"{row['layer_mean']:,.0f}",
+            row["answer"] or "(nothing)",
+            _ms(row["prefill_ms"]),
+            _count(row["kv_bytes"]),
+            _seconds(row["decode_s"]),
+        )
+        for row in found["rows"]
+    ]
+    table(columns, rows, right=[*columns[1:4], *columns[5:]])
+    spent = f"{found['budget']:,} visual tokens in the decoder ({found['counted']})"
+    say(f"\n* {spent}. The vision tower sees every frame of a row.")
+    if found["note"]:
+        say(f"note: {found['note']}")
+    for row in found["rows"]:
+        # what the policy said of the pruned run itself is among the remarks
+        if row["name"] not in ("unpruned", "pruned"):
+            for text in row["notes"]:
+                say(f"note: {row['name']}: {text}")
+
+
+def _rows(
+    pruned: dict, plain: dict | None, comparison: dict | None, decode_s: float | None
+) -> list[tuple[str, str, str, str]]:
     """(what, unpruned, pruned, ratio) of each line."""
     plain, ratio = plain or {}, comparison or {}
     before, after = pruned["visual_tokens_before"], pruned["visual_tokens"]
@@ -115,6 +168,7 @@ def _rows(pruned: dict, plain: dict | None, comparison: dict | None) -> list[tup
     ]
     return [
         ("visual tokens", f"{before:,}", f"{after:,}", _ratio(after / before)),
+        *([("decoding, s", *[_seconds(decode_s)] * 2, "")] if decode_s is not None else ()),
         *(times if pruned["prefill_ms"] is not None else ()),
         ("KV cache, bytes", _count(plain.get("kv_bytes")), _count(pruned["kv_bytes"]), _ratio(ratio.get("kv_ratio"))),
         ("prefill FLOPs, decoder and signals", engineering(whole), engineering(left), _ratio(share)),
@@ -137,6 +191,10 @@ def _remarks(result: dict[str, Any]) -> list[str]:
 
 def _ms(value: float | None) -> str:
     return "-" if value is None else f"{value:.1f}" if value >= 10 else f"{value:.2f}"
+
+
+def _seconds(value: float | None) -> str:
+    return "-" if value is None else f"{value:.3g}"
 
 
 def _ratio(value: float | None) -> str:

@@ -1,6 +1,6 @@
 """Clips as the video model's decoder sees them while it is trained: tower features, packed questions, where to look."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from vtprune.embedded.clip_questions import ClipQuestion
-from vtprune.embedded.clips import SLICE, make_clip
+from vtprune.embedded.clips import SLICE, Clip, make_clip
 from vtprune.embedded.drawing import COLORS, SHAPES
 from vtprune.embedded.slices import patches_of, see
 from vtprune.embedded.train_answers import IGNORED
@@ -28,6 +28,7 @@ class ClipPool:
     owner:     (n, N) int64: one plus the row of the event that a visual token covers, else 0.
     said:      (n, 2, N) int64: the words for its name and its colour, else -1.
     questions: of each clip.
+    make:      (seed, split) -> a clip; ``make_clip`` if None.
     """
 
     frames: int
@@ -38,12 +39,14 @@ class ClipPool:
     said: Tensor
     questions: list[tuple[ClipQuestion, ...]]
     made: int = 0
+    make: Callable[[int, str], Clip] | None = None
 
     def renew(self, tower: nn.Module, count: int, split: str = "train") -> None:
         """Replaces the ``count`` oldest clips by clips that were not seen before."""
         size = len(self.questions)
         for _ in range(count):
-            row, clip = self.made % size, make_clip(self.seed + self.made, split, self.frames)
+            row, seed = self.made % size, self.seed + self.made
+            clip = self.make(seed, split) if self.make else make_clip(seed, split, self.frames)
             with torch.no_grad(), torch.autocast("cpu", dtype=torch.bfloat16):
                 patches, (t, h, w) = patches_of(clip.frames)
                 features, deep = see(tower, patches.view(t, h * w, -1))
@@ -57,13 +60,20 @@ class ClipPool:
             self.made += 1
 
 
-def make_pool(tower: nn.Module, n: int, frames: int, seed: int, split: str = "train") -> ClipPool:
-    """``n`` clips of so many frames from the number ``seed`` on."""
+def make_pool(
+    tower: nn.Module,
+    n: int,
+    frames: int,
+    seed: int,
+    split: str = "train",
+    make: Callable[[int, str], Clip] | None = None,
+) -> ClipPool:
+    """``n`` clips of so many frames from the number ``seed`` on, see ``ClipPool``."""
     tokens, width, blocks = frames // SLICE * TOKENS, tower.config.out_hidden_size, len(tower.deepstack_visual_indexes)
     features = torch.zeros(n, tokens, width, dtype=torch.bfloat16)
     deep = torch.zeros(n, blocks, tokens, width, dtype=torch.bfloat16)
     owner, said = torch.zeros(n, tokens, dtype=torch.int64), torch.zeros(n, 2, tokens, dtype=torch.int64)
-    pool = ClipPool(frames, seed, features, deep, owner, said, [()] * n)
+    pool = ClipPool(frames, seed, features, deep, owner, said, [()] * n, make=make)
     pool.renew(tower, n, split)
     return pool
 

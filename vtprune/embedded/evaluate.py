@@ -7,7 +7,6 @@ picture of another scene, a grey picture or none at all shows how much it owes t
 import argparse
 import json
 import logging
-from collections import Counter, defaultdict
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -16,6 +15,7 @@ from PIL import Image
 
 from vtprune.embedded import image_path, load_image
 from vtprune.embedded.architecture import MEAN
+from vtprune.embedded.asking import most_frequent, replies, tally
 from vtprune.embedded.card import card, interval
 from vtprune.embedded.drawing import SIZE
 from vtprune.embedded.scenes import KINDS, Question, make_scene
@@ -56,29 +56,7 @@ def show(asked: Asked, condition: str) -> Image.Image | None:
 
 def answers(model, processor, pairs: list[tuple[Image.Image | None, str]], batch: int = BATCH) -> Iterator[str]:
     """The model's greedy answers to (picture or None, question) pairs; all pairs or none must have a picture."""
-    for first in range(0, len(pairs), batch):
-        pictures, texts = zip(*pairs[first : first + batch], strict=True)
-        prompts = []
-        for picture, text in zip(pictures, texts, strict=True):
-            content = [{"type": "image"}] * (picture is not None) + [{"type": "text", "text": text}]
-            chat = [{"role": "user", "content": content}]
-            prompts.append(processor.apply_chat_template(chat, add_generation_prompt=True))
-        inputs = processor(
-            images=list(pictures) if pictures[0] is not None else None, text=prompts, padding=True, return_tensors="pt"
-        ).to(model.device)
-        with torch.inference_mode():
-            output = model.generate(**inputs)
-        new = output[:, inputs["input_ids"].shape[1] :]
-        yield from (text.strip() for text in processor.batch_decode(new, skip_special_tokens=True))
-
-
-def prior_answers(questions: list[Question]) -> list[str]:
-    """The most frequent answer to each question's kind among training scenes: what a constant guess is worth."""
-    counts: dict[str, Counter] = defaultdict(Counter)
-    for seed in range(PRIOR_SCENES):
-        for question in make_scene(seed, "train").questions:
-            counts[question.kind][question.answer] += 1
-    return [counts[question.kind].most_common(1)[0][0] for question in questions]
+    return replies(model, processor, pairs, "image", batch)
 
 
 def measure(model, processor, n_scenes: int, conditions: tuple[str, ...] = CONDITIONS) -> dict[str, dict]:
@@ -88,14 +66,10 @@ def measure(model, processor, n_scenes: int, conditions: tuple[str, ...] = CONDI
         condition: list(answers(model, processor, [(show(a, condition), a.question.text) for a in everything]))
         for condition in conditions
     }
-    said["most frequent answer"] = prior_answers([a.question for a in everything])
-    rows = {}
-    for kind in (*KINDS, "all"):
-        which = [i for i, a in enumerate(everything) if kind in (a.question.kind, "all")]
-        rows[kind] = {"n": len(which)} | {
-            column: sum(texts[i] == everything[i].question.answer for i in which) for column, texts in said.items()
-        }
-    return rows
+    questions = [a.question for a in everything]
+    seen = (question for seed in range(PRIOR_SCENES) for question in make_scene(seed, "train").questions)
+    said["most frequent answer"] = most_frequent(questions, seen)
+    return tally(questions, said, KINDS)
 
 
 def main() -> None:

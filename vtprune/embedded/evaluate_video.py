@@ -7,9 +7,9 @@ model's card.
 """
 
 import argparse
+import dataclasses
 import json
 import logging
-from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
@@ -18,9 +18,11 @@ import torch
 
 import vtprune
 from vtprune.embedded import load_video, video_path
+from vtprune.embedded.asking import most_frequent, replies, tally
 from vtprune.embedded.card import interval
 from vtprune.embedded.clip_questions import KINDS, ClipQuestion
 from vtprune.embedded.clips import FRAMES, LONG, SLICE, make_clip
+from vtprune.embedded.stills import NOUNS, make_still
 from vtprune.embedded.video_architecture import MEAN
 from vtprune.embedded.video_card import video_card
 from vtprune.embedded.video_processor import ClipProcessor
@@ -28,12 +30,14 @@ from vtprune.embedded.video_processor import ClipProcessor
 LOG = logging.getLogger(__name__)
 CONDITIONS = ("clip", "wrong clip", "grey clip", "middle frame", "shuffled frames", "no clip")
 LONG_CONDITIONS = ("clip", "few frames", "few slices", "middle frame", "shuffled frames", "no clip")
+LONGEST_CONDITIONS = ("clip", "few frames", "more frames")
 BATCH = 32
 FIRST_SEED = 1000
 QUESTIONS = 8  # of a clip, at random
-PRIOR_CLIPS = 1500  # of the training split, for the most frequent answer to each kind of question
+LONGEST = 4 * LONG  # frames
+PRIOR_CLIPS = {FRAMES: 1500, LONG: 1500, LONGEST: 300}  # training clips, for the most frequent answers by kind
 FEW, FEW_SLICES = "few frames", "few slices"  # of a long clip: as many frames as an ordinary one has
-RATIO = FRAMES / LONG  # with it all frames of a long clip cost as many visual tokens as a few unpruned
+MORE = "more frames"  # and as many as a long one has
 
 
 @dataclass(frozen=True)
@@ -68,8 +72,8 @@ def show_clip(asked: AskedClip, condition: str) -> np.ndarray | None:
         return frames[[len(frames) // 2] * len(frames)]
     if condition == "shuffled frames":
         return frames[np.random.Generator(np.random.PCG64([asked.seed, 1])).permutation(len(frames))]
-    if condition == FEW:
-        return frames[:: len(frames) // FRAMES]
+    if condition in (FEW, MORE):
+        return frames[:: len(frames) // (FRAMES if condition == FEW else LONG)]
     if condition == FEW_SLICES:
         return frames.reshape(-1, SLICE, *frames.shape[1:])[:: len(frames) // FRAMES].reshape(FRAMES, *frames.shape[1:])
     return None if condition == "no clip" else frames
@@ -79,68 +83,60 @@ def answer_clips(
     model: torch.nn.Module, processor: ClipProcessor, pairs: Sequence[tuple[np.ndarray | None, str]], batch: int = BATCH
 ) -> Iterator[str]:
     """The model's greedy answers to (frames or None, question) pairs; all pairs or none must have frames."""
-    for first in range(0, len(pairs), batch):
-        clips, texts = zip(*pairs[first : first + batch], strict=True)
-        prompts = []
-        for clip, text in zip(clips, texts, strict=True):
-            content = [{"type": "video"}] * (clip is not None) + [{"type": "text", "text": text}]
-            chat = [{"role": "user", "content": content}]
-            prompts.append(processor.apply_chat_template(chat, add_generation_prompt=True))
-        inputs = processor(prompts, list(clips) if clips[0] is not None else None).to(model.device)
-        with torch.inference_mode():
-            output = model.generate(**inputs)
-        new = output[:, inputs["input_ids"].shape[1] :]
-        yield from (text.strip() for text in processor.batch_decode(new, skip_special_tokens=True))
+    return replies(model, processor, pairs, "video", batch)
 
 
-def constant_answers(questions: Sequence[ClipQuestion], frames: int) -> list[str]:
-    """The most frequent answer to each question's kind among training clips: what a constant guess is worth."""
-    counts: dict[str, Counter] = defaultdict(Counter)
-    for seed in range(PRIOR_CLIPS):
-        for question in make_clip(seed, "train", frames).questions:
-            counts[question.kind][question.answer] += 1
-    return [counts[question.kind].most_common(1)[0][0] for question in questions]
+def measure_clips(
+    model,
+    processor,
+    n: int,
+    frames: int = FRAMES,
+    conditions: Sequence[str] = CONDITIONS,
+    policies: Sequence[str] = (),
+) -> dict[str, dict]:
+    """Right answers about ``n`` clips under each condition, pruned and by a constant guess, see ``asking.tally``.
 
-
-def tally(everything: Sequence[AskedClip], said: dict[str, list[str]]) -> dict[str, dict]:
-    """{kind, and "all": {"n": questions, column: right answers}}."""
-    rows = {}
-    for kind in (*KINDS, "all"):
-        which = [i for i, a in enumerate(everything) if kind in (a.question.kind, "all")]
-        rows[kind] = {"n": len(which)} | {
-            column: sum(texts[i] == everything[i].question.answer for i in which) for column, texts in said.items()
-        }
-    return rows
-
-
-def measure_clips(model, processor, n: int, conditions: Sequence[str] = CONDITIONS) -> dict[str, dict]:
-    """Right answers about ``n`` ordinary clips under each condition, and by a constant guess, see ``tally``."""
-    everything, said = held_out_clips(n), {}
+    policies: prune all frames to the cost of ``FRAMES`` unpruned.
+    """
+    everything, said = held_out_clips(n, frames), {}
+    batch = max(1, BATCH * FRAMES // frames)
     for condition in conditions:
         pairs = [(show_clip(a, condition), a.question.text) for a in everything]
-        said[condition] = list(answer_clips(model, processor, pairs))
-    said["constant"] = constant_answers([a.question for a in everything], FRAMES)
-    return tally(everything, said)
-
-
-def measure_long(model, processor, n: int, policies: Sequence[str] = ()) -> dict[str, dict]:
-    """Right answers about ``n`` long clips: all frames, few frames, and all frames pruned to the cost of few."""
-    everything, said = held_out_clips(n, LONG), {}
-    for condition in LONG_CONDITIONS:
-        pairs = [(show_clip(a, condition), a.question.text) for a in everything]
-        said[condition] = list(answer_clips(model, processor, pairs, BATCH // 4))
+        said[condition] = list(answer_clips(model, processor, pairs, batch))
     pairs = [(a.frames, a.question.text) for a in everything]
     for policy in policies:
-        with vtprune.pruned(model, policy, keep_ratio=RATIO):
-            said[policy] = list(answer_clips(model, processor, pairs, BATCH // 4))
-    said["constant"] = constant_answers([a.question for a in everything], LONG)
-    return tally(everything, said)
+        with vtprune.pruned(model, policy, keep_ratio=FRAMES / frames):
+            said[policy] = list(answer_clips(model, processor, pairs, batch))
+    questions = [a.question for a in everything]
+    seen = (question for seed in range(PRIOR_CLIPS[frames]) for question in make_clip(seed, "train", frames).questions)
+    said["constant"] = most_frequent(questions, seen)
+    return tally(questions, said, KINDS)
+
+
+def measure_stills(model, processor, n: int) -> dict[str, dict]:
+    """Right answers to whether something is seen in ``n`` single frames, by how it is called."""
+    stills = [make_still(FIRST_SEED + i, "test") for i in range(n)]
+    asked = [(still.frames[0], question) for still in stills for question in still.questions]
+    questions = [dataclasses.replace(question, kind=called(question.text)) for _, question in asked]
+    pairs = [(frame, question.text) for frame, question in asked]
+    said = {"clip": list(replies(model, processor, pairs, "image", 2 * BATCH))}
+    said["no clip"] = list(replies(model, processor, [(None, text) for _, text in pairs], "image", 2 * BATCH))
+    return tally(questions, said, sorted({question.kind for question in questions}))
+
+
+def called(text: str) -> str:
+    """How a question about a still names a thing: "colour and name", "name", "colour and kind" or "kind"."""
+    words = text.split()[2:-1]
+    what = "kind" if words[-1] in NOUNS else "name"
+    return f"colour and {what}" if len(words) == 2 else what
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--clips", type=int, default=200, help="number of ordinary clips of the test split")
-    parser.add_argument("--long", type=int, default=50, help="and of long ones")
+    parser.add_argument("--long", type=int, default=50, help="of long ones")
+    parser.add_argument("--longest", type=int, default=24, help="of the longest ones")
+    parser.add_argument("--stills", type=int, default=200, help="and of single frames")
     parser.add_argument(
         "--policies", nargs="*", default=["random", "uniform", "framefusion"], help="how long clips are pruned"
     )
@@ -149,26 +145,30 @@ def main() -> None:
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     torch.set_num_threads(options.threads)
     model, processor = load_video()
-    tables = (
-        measure_clips(model, processor, options.clips),
-        measure_long(model, processor, options.long, options.policies),
-    )
-    for rows in tables:
-        for kind, row in rows.items():
-            low, high = interval(row["clip"], row["n"])
-            shares = ", ".join(f"{name} {100 * row[name] / max(row['n'], 1):.1f} %" for name in row if name != "n")
-            LOG.info(f"{kind}: n {row['n']}, {shares} (clip: {100 * low:.1f} to {100 * high:.1f})")
+    tables = {"clips": measure_clips(model, processor, options.clips)}
+    _log(tables)
+    tables["long"] = measure_clips(model, processor, options.long, LONG, LONG_CONDITIONS, options.policies)
+    _log(tables)
+    tables["longest"] = measure_clips(model, processor, options.longest, LONGEST, LONGEST_CONDITIONS, options.policies)
+    _log(tables)
+    tables["stills"] = measure_stills(model, processor, options.stills)
+    _log(tables)
     facts = json.loads((video_path() / "training.json").read_text())
-    command = f"python -m vtprune.embedded.evaluate_video --clips {options.clips} --long {options.long}"
+    numbers = {name: getattr(options, name) for name in ("clips", "long", "longest", "stills")}
+    command = "python -m vtprune.embedded.evaluate_video " + " ".join(f"--{k} {v}" for k, v in numbers.items())
     command += f" --policies {' '.join(options.policies)}" if options.policies else ""
-    layout = {
-        "clips": options.clips,
-        "long_clips": options.long,
-        "first": FIRST_SEED,
-        "asked": QUESTIONS,
-        "ratio": RATIO,
-    }
-    (video_path() / "README.md").write_text(video_card(*tables, facts, layout, command))
+    layout = {f"n_{name}": number for name, number in numbers.items()}
+    layout |= {"first": FIRST_SEED, "asked": QUESTIONS, "longest": LONGEST}
+    (video_path() / "README.md").write_text(video_card(tables, facts, layout, command))
+
+
+def _log(tables: dict[str, dict[str, dict]]) -> None:
+    """The table that was made last."""
+    name, rows = list(tables.items())[-1]
+    for kind, row in rows.items():
+        low, high = interval(row["clip"], row["n"])
+        shares = ", ".join(f"{name} {100 * row[name] / max(row['n'], 1):.1f} %" for name in row if name != "n")
+        LOG.info(f"{name}, {kind}: n {row['n']}, {shares} (clip: {100 * low:.1f} to {100 * high:.1f})")
 
 
 if __name__ == "__main__":

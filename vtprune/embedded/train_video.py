@@ -1,8 +1,9 @@
 """Trains the embedded video model from nothing: ``python -m vtprune.embedded.train_video --out DIR``.
 
-Two stages. First the vision tower alone (see ``train_video_tower``). Then the tower is frozen and the decoder learns to
-answer questions about its features of ever new clips (see ``train_video_answers``).
-Both stages go on from the checkpoints found in DIR; with larger budgets than before, they are trained further.
+Three stages. First the vision tower alone (see ``train_video_tower``). Then the tower is frozen and the decoder learns
+to answer questions about its features of ever new clips (see ``train_video_answers``), at last of clips that are much
+longer, and of single frames (see ``train_video_long``).
+All stages go on from the checkpoints found in DIR; with larger budgets than before, they are trained further.
 """
 
 import argparse
@@ -13,6 +14,7 @@ from pathlib import Path
 import torch
 
 from vtprune.embedded import train_video_answers as second
+from vtprune.embedded import train_video_long as third
 from vtprune.embedded import train_video_tower as first
 from vtprune.embedded.clips import FRAMES, LONG, SIDE
 from vtprune.embedded.train_image import cpu_name
@@ -25,6 +27,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--tower-minutes", type=float, default=16, help="training time of the first stage")
     parser.add_argument("--answer-minutes", type=float, default=50, help="and of the second, its pool excluded")
+    parser.add_argument("--long-minutes", type=float, default=48, help="and of the third")
     parser.add_argument("--out", type=Path, required=True, help="folder of the checkpoints and of the trained model")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--pool", type=int, default=1500, help="clips of the second stage at a time")
@@ -65,6 +68,8 @@ def main() -> None:
     answers = options.out / "answers.safetensors"
     steps, seconds = second.train_video_answers(model, answers, minutes=options.answer_minutes, pool=options.pool)
     facts |= {"answer_steps": steps, "answer_minutes": seconds / 60}
+    steps, seconds = third.train_video_long(model, options.out / "long.safetensors", minutes=options.long_minutes)
+    facts |= {"long_steps": steps, "long_minutes": seconds / 60}
     save_video(model, options.out / "model")
     (options.out / "model" / "training.json").write_text(json.dumps(facts, indent=2) + "\n")
 

@@ -63,14 +63,20 @@ class Reader:
         return self.prefixes[frames]
 
     def __call__(
-        self, pool: ClipPool, batch: ClipBatch, shown: int | None = None, guided: bool = False
+        self,
+        pool: ClipPool,
+        batch: ClipBatch,
+        shown: int | None = None,
+        guided: bool = False,
+        prefix: Prefix | None = None,
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """(B, T, D) hidden states of the text and, if ``guided``, how far two layers look astray.
 
-        shown: how many visual tokens there are, those on objects first; all if None.
+        shown:  how many visual tokens there are, those on objects first; all if None.
+        prefix: where they stand; that of an ordinary clip if None.
         """
-        prefix, rows, decoder = self.prefix(pool.frames), batch.clips, self.model.model.language_model
-        n, visual, start = len(rows), self.prefix(pool.frames).visual, prefix.ids.shape[0]
+        prefix, rows, decoder = prefix or self.prefix(pool.frames), batch.clips, self.model.model.language_model
+        n, visual, start = len(rows), prefix.visual, prefix.ids.shape[0]
         columns = torch.arange(start).expand(n, -1)
         owner = torch.zeros(n, start, dtype=torch.int64)
         owner[:, visual] = pool.owner[rows]

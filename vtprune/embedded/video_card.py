@@ -35,17 +35,32 @@ one colour, "middle" the frame in the middle repeated, "shuffled" the frames in 
 alone, "constant" the most frequent training answer to each kind of question. The intervals are Wilson's and take
 questions as independent, which questions about one clip are not quite. Reproduce: `{command}`.
 
-### Clips of {frames} frames ({tokens} visual tokens): {clips} of the test split, from number {first}
+### Clips of {frames} frames ({tokens} visual tokens): {n_clips} of the test split, from number {first}
 
-{table}
+{clips_table}
 
-### Clips of {long} frames ({long_tokens} visual tokens): {long_clips} of the test split, from number {first}
+### Clips of {long} frames ({long_tokens} visual tokens): {n_long} of the test split, from number {first}
 
 "Few frames" and "few slices" are {frames} of the {long} frames, evenly spaced one by one or in pairs, unpruned. The
-columns named after a policy have all {long} frames, pruned by `vtprune.pruned(model, policy, keep_ratio={ratio})` to as
-many visual tokens, {tokens} (on average over the layers, if the policy prunes inside them).
+columns named after a policy have all {long} frames, pruned by
+`vtprune.pruned(model, policy, keep_ratio={frames} / {long})` to as many visual tokens, {tokens} (on average over the
+layers, if the policy prunes inside them).
 
 {long_table}
+
+### Clips of {longest} frames ({longest_tokens} visual tokens): {n_longest} of the test split, from number {first}
+
+"Few frames" are {frames}, "more frames" {long} of the {longest} frames, unpruned; the policies have all of them,
+pruned to {tokens} visual tokens. A policy that cannot reach so few, and says so in its report, is given as it is.
+
+{longest_table}
+
+### Single frames ({still_tokens} visual tokens): {n_stills} of the test split, from number {first}
+
+"Does a red circle appear?" (colour and name), "Does a circle appear?" (name), "Does a red shape appear?" (colour and
+kind), "Does a digit appear?" (kind), about one frame given as a picture; about half of the right answers are "no".
+
+{stills_table}
 
 | kind | example |
 |---|---|
@@ -68,6 +83,10 @@ clips of {frames}, 32 and {long} frames, of which {pool:,}, {pool_middle:,} and 
 replaced at every step. For the first {closer:.0f} % of the second stage the decoder sees {closer_tokens} visual tokens
 of a clip only, those on objects first. Minutes are wall-clock time on {cpu}, {threads} thread(s) of a busy machine,
 bfloat16 autocast, torch {torch}, seed {seed}. Train one with `python -m vtprune.embedded.train_video --out DIR`.
+
+A third stage went on from there for {long_steps:,} steps ({long_minutes:.0f} minutes), with clips of up to {longest}
+frames and single frames (`train_video_long`). Most long clips were shorter ones whose slices stood where those of a
+longer one would, with gaps between them; no visual token was left out.
 
 The shipped weights do not come from one uninterrupted run. In the second stage, words of the question were shown what
 they name only after 1,450 steps, which taught the look-up by colour at once; heads were shown where to look until step
@@ -118,20 +137,21 @@ def table_of(rows: dict[str, dict]) -> str:
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
-def video_card(ordinary: dict[str, dict], long: dict[str, dict], facts: dict, layout: dict, command: str) -> str:
+def video_card(tables: dict[str, dict[str, dict]], facts: dict, layout: dict, command: str) -> str:
     """The card's text.
 
-    ordinary, long: from ``evaluate_video.measure_clips`` and ``measure_long``.
-    facts:          what ``train_video`` wrote to ``training.json``.
-    layout:         clips, long_clips, first (number), asked (questions of a clip), ratio.
+    tables: "clips", "long", "longest" and "stills", rows of ``asking.tally``.
+    facts:  what ``train_video`` wrote to ``training.json``.
+    layout: n_clips, n_long, n_longest, n_stills, first (number), asked (questions of a clip), longest (frames).
     """
     per_frame = facts["grid"] ** 2 // 2
     return CARD.format(
         **facts,
         **layout,
-        table=table_of(ordinary),
-        long_table=table_of(long),
+        **{f"{name}_table": table_of(rows) for name, rows in tables.items()},
         tokens=facts["frames"] * per_frame,
         long_tokens=facts["long"] * per_frame,
+        longest_tokens=layout["longest"] * per_frame,
+        still_tokens=facts["grid"] ** 2,
         command=command,
     )

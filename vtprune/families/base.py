@@ -20,6 +20,7 @@ class Source:
     patch:   (n,) bool; False for newline, separator and class tokens, which policies do not see by default.
     grids:   (T, H, W) of each view, () if unknown.
     signals: what was seen in the vision tower, each (..., n).
+    seconds: (T,) float64 when each step of the first view is shown, nan where unknown; None where nobody said.
     """
 
     kind: str
@@ -27,9 +28,18 @@ class Source:
     patch: Tensor
     grids: tuple[tuple[int, int, int], ...] = ()
     signals: Mapping[str, Tensor] = field(default_factory=dict)
+    seconds: Tensor | None = None
 
     def __len__(self) -> int:
         return len(self.patch)
+
+    @property
+    def token_seconds(self) -> Tensor:
+        """(n,) float64: when each token is shown, nan where unknown."""
+        frame = self.coords[:, 1]
+        if self.seconds is None:
+            return torch.full((len(self),), math.nan, dtype=torch.float64)
+        return self.seconds[frame.clamp(min=0)].masked_fill(frame < 0, math.nan)
 
 
 def grid_coords(t: int, h: int, w: int, view: int = 0) -> Tensor:
@@ -82,6 +92,7 @@ class Family:
     tokenwise:          layer arguments with one entry per token, gathered with the hidden states: name -> dimension.
     reads_position_ids: whether attention computes with ``position_ids`` beyond the rotary tables.
     pools_after_projector: whether videos leave ``projector`` with more tokens than reach the prompt.
+    step_argument:      argument of the base model that says how many seconds lie between the steps of each video.
     """
 
     model_types: tuple[str, ...] = ()
@@ -89,6 +100,11 @@ class Family:
     tokenwise: Mapping[str, int] = {}
     reads_position_ids: bool = False
     pools_after_projector: bool = False
+    step_argument: str = ""
+
+    def frames_per_step(self, model: nn.Module) -> int:
+        """How many frames of a video make one step of its grid."""
+        return 1
 
     def base(self, model: nn.Module) -> nn.Module:
         """The model that owns ``get_image_features`` and merges the features into the prompt."""

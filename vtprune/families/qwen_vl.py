@@ -11,6 +11,10 @@ from vtprune.families.base import Family, Source, grid_source, register
 @register
 class QwenVL(Family):
     model_types = ("qwen2_vl", "qwen2_5_vl")
+    step_argument = "second_per_grid_ts"
+
+    def frames_per_step(self, model: nn.Module) -> int:
+        return self.base(model).config.vision_config.temporal_patch_size
 
     def sources(self, model: nn.Module, kind: str, arguments: Mapping, features: Sequence[Tensor]) -> list[Source]:
         merge = self.base(model).config.vision_config.spatial_merge_size

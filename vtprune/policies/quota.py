@@ -36,6 +36,10 @@ NO_SCORES = (
     "scorers of vtprune.quota make, or ask through vtprune.quota.answer"
 )
 ALL_ZERO = "every frame got the same share, because every score is 0"
+AS_FRAMES = (
+    "the images of this prompt were taken as the frames of one video and share one budget, because frame_scores were "
+    "given and there is no video"
+)
 IN_PLACE = (
     "resized tokens stand at the row of the unpruned prompt nearest to their centre; QuoTA was published for models "
     "whose positions are a line, so this is an extension"
@@ -67,8 +71,9 @@ class QuoTA(ScorePolicy):
     """Every frame gets ``int(B * w)`` of the budget B, w its share of all ``scores ** exponent``, and is resized to it.
 
     frame_scores: relevance of each frame, 0 or more: (T,) for the only video; one such list for each video, in prompt
-                  order; or a function of the tokens and a segment. With budget="prompt" images are frames too. Two
-                  frames that make one slice of the grid are averaged. A list serves every sample of a batch.
+                  order; or a function of the tokens and a segment. With budget="prompt", and in prompts with images
+                  only, images are frames too. Two frames that make one slice of the grid are averaged. A list serves
+                  every sample of a batch.
     exponent:     of the scores; the larger, the more the best frames get; 0 gives every frame the same.
     resize:       "bilinear" (v1, the default there), "pool" (v2, adaptive average pooling), "sample" (v3, evenly spaced
                   tokens), "merge" (v4, rounds of bipartite merging), "merge_rows" (v5, the same along rows, then
@@ -132,7 +137,7 @@ class QuoTA(ScorePolicy):
 
     def select(self, tokens: VisualTokens) -> Selection:
         """The resized frames of every clip."""
-        notes: list[str] = []
+        notes = [AS_FRAMES] if self.budget != "prompt" and self._as_frames(tokens) else []
         clips = self._clips(tokens)
         drawn = [resize_frames(clip.frames, self._budgets(clip, notes), self.resize) for clip in clips]
         note = "; ".join(dict.fromkeys(notes))
@@ -143,16 +148,23 @@ class QuoTA(ScorePolicy):
         made = [new_rows(some, clip.span, newline) for clip, some in zip(clips, drawn, strict=True)]
         return Selection(torch.cat([rows for rows, _ in made]), values=torch.cat([x for _, x in made]), note=note)
 
+    def _as_frames(self, tokens: VisualTokens) -> bool:
+        """Whether all images share one budget, by the option or because scores of them would have no effect else."""
+        several = sum(len(segment) > 0 for segment in tokens.segments) > 1
+        lone = several and all(segment.kind == "image" for segment in tokens.segments)
+        return self.budget == "prompt" or (lone and self.frame_scores is not None)
+
     def _clips(self, tokens: VisualTokens) -> list[Clip]:
         coords = None if tokens.coords is None else tokens.coords.cpu()
         segments = [segment for segment in tokens.segments if len(segment)]
         frames = {segment.source: self._frames(tokens, segment, coords) for segment in segments}
-        scored = segments if self.budget == "prompt" else [s for s in segments if s.kind == "video"] or segments
+        pooled = self._as_frames(tokens)
+        scored = segments if pooled else [s for s in segments if s.kind == "video"] or segments
         counts, given = [len(frames[segment.source]) for segment in scored], self.frame_scores
         if callable(given):
             given = tuple(checked_scores(given(tokens, segment)) for segment in scored)
         found = {} if given is None else dict(zip((s.source for s in scored), split_scores(given, counts), strict=True))
-        if self.budget == "prompt":
+        if pooled:
             scores = torch.cat(list(found.values())) if found else None
             return [Clip([f for some in frames.values() for f in some], scores, slice(0, len(tokens)))]
         return [Clip(frames[s.source], found.get(s.source), s.span) for s in segments]

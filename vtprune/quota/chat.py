@@ -37,8 +37,8 @@ def device_of(model: nn.Module) -> Any:
 
 
 def floats_as(inputs: Mapping[str, Tensor], model: nn.Module) -> dict[str, Tensor]:
-    """Pixels in the dtype of the model."""
+    """Pixels in the dtype of the model. Other numbers, such as seconds between frames, would lose by it."""
     return {
-        name: value.to(model.dtype) if isinstance(value, Tensor) and value.is_floating_point() else value
+        name: value.to(model.dtype) if name.startswith("pixel_values") and value.is_floating_point() else value
         for name, value in inputs.items()
     }

@@ -9,9 +9,9 @@ from torch import Tensor, nn
 
 from vtprune import api
 from vtprune.quota.cache import ScoreCache
-from vtprune.quota.chat import chat_text, device_of, encode, floats_as
 from vtprune.quota.decouple import decouple
 from vtprune.quota.score import FrameScorer
+from vtprune.video.inputs import takes_videos, video_inputs
 
 
 @dataclass(frozen=True)
@@ -67,21 +67,6 @@ def answer(
     tokenizer = getattr(processor, "tokenizer", processor)
     text = tokenizer.decode(out[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
     return Answer(text.strip(), found, scores, tokens)
-
-
-def takes_videos(processor: Any) -> bool:
-    """Whether frames go in as one video; otherwise each is an image."""
-    return getattr(processor, "video_processor", None) is not None
-
-
-def video_inputs(model: nn.Module, processor: Any, frames: Sequence[Any], question: str) -> Mapping[str, Tensor]:
-    """Model inputs of one question about the frames of one video."""
-    if takes_videos(processor):
-        visuals, more = ["video"], {"videos": [list(frames)], "do_sample_frames": False}
-    else:
-        visuals, more = ["image"] * len(frames), {"images": [list(frames)]}
-    inputs = encode(processor, [chat_text(processor, question, visuals)], device_of(model), **more)
-    return floats_as(inputs, model)
 
 
 def _asked(question: str, n: int, times: Sequence[float] | None) -> str:

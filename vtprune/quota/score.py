@@ -41,7 +41,8 @@ class YesNoScorer:
     model, processor: any transformers image-text-to-text model that is NOT wrapped, and its processor.
     batch_size:       frames in one forward.
     answer:           the reply whose probability counts; one token.
-    prompt:           (question, objects) -> what is asked; yes_no_question by default.
+    prompt:           (question, objects) -> what is asked; yes_no_question by default. Of several texts each is asked,
+                      and the likeliest yes counts.
     options:          of the processor, such as {"max_pixels": 1280 * 28 * 28}.
     The softmax is over the full vocabulary, not over the two letters, as QuoTA has it.
     """
@@ -50,7 +51,7 @@ class YesNoScorer:
     processor: Any
     batch_size: int = 64
     answer: str = "A"
-    prompt: Callable[[str, Sequence[str]], str] = yes_no_question
+    prompt: Callable[[str, Sequence[str]], str | Sequence[str]] = yes_no_question
     options: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self):
@@ -66,13 +67,20 @@ class YesNoScorer:
 
     @cached_property
     def name(self) -> str:
-        asked = self.prompt("{question}", ["{object}"]) + self.prompt("{question}", [])
+        asked = [self.prompt("{question}", ["{object}"]), self.prompt("{question}", [])]
         return digest("yes_no", model_name(self.model), self.answer, asked, sorted(self.options.items()))
 
     @torch.no_grad()
     def __call__(self, frames: Sequence[Any], question: str, objects: Sequence[str] = ()) -> Tensor:
         """(T,) float32 on the CPU, in [0, 1]."""
-        text = chat_text(self.processor, self.prompt(question, list(objects)), ["image"])
+        asked = self.prompt(question, list(objects))
+        texts = [asked] if isinstance(asked, str) else list(asked)
+        if not texts:
+            raise ValueError(f"prompt gave nothing to ask about the frames for {question!r} and {list(objects)}")
+        return torch.stack([self._ask(frames, text) for text in texts]).amax(0)
+
+    def _ask(self, frames: Sequence[Any], question: str) -> Tensor:
+        text = chat_text(self.processor, question, ["image"])
         scores = []
         for batch in batches(frames, self.batch_size):
             images = [[frame] for frame in batch]

@@ -21,9 +21,9 @@ MAX_SIDE = 2560
 BORDER = (230, 159, 0)
 """Orange of the palette of Okabe and Ito."""
 
-_VEIL, _STRENGTH = 40, 0.68  # dropped cells are mixed with this grey by this share
-_LINE = 84  # grey of the lines between dropped cells: a mesh that also dark pictures show
-_INK, _PAPER = (30, 30, 30), (255, 255, 255)
+VEIL, _STRENGTH = 40, 0.68  # dropped cells are mixed with this grey by this share
+LINE = 84  # grey of the lines between dropped cells: a mesh that also dark pictures show
+INK, PAPER = (30, 30, 30), (255, 255, 255)
 
 
 def overlay(image: Image.Image, kept: Kept | Sequence[Kept], *, frame: int = 0) -> Image.Image:
@@ -100,14 +100,18 @@ def _paint(picture: Image.Image, kept: Kept, view: int, frame: int) -> Image.Ima
     rows, columns = (cell_edges(side, n) for side, n in zip((picture.height, picture.width), cells.shape))
     clear = np.repeat(np.repeat(cells, np.diff(rows), 0), np.diff(columns), 1)
     pixels = np.array(picture)
-    # luma of ITU-R BT.601
-    grey = pixels @ np.array([0.299, 0.587, 0.114])
-    veiled = (1 - _STRENGTH) * grey + _STRENGTH * _VEIL
-    pixels = np.where(clear[..., None], pixels, np.rint(veiled)[..., None].astype(np.uint8))
+    pixels = np.where(clear[..., None], pixels, veiled(pixels))
     cell = min(np.diff(rows).min(), np.diff(columns).min())
     if cell >= 4:
         _lines(pixels, clear, rows, columns, thick=1 + (cell >= 12) + (cell >= 40))
     return Image.fromarray(pixels)
+
+
+def veiled(pixels: np.ndarray) -> np.ndarray:
+    """(H, W, 3) uint8 -> (H, W, 1) uint8: dimmed and without colour, as dropped cells are drawn."""
+    # luma of ITU-R BT.601
+    grey = pixels @ np.array([0.299, 0.587, 0.114])
+    return np.rint((1 - _STRENGTH) * grey + _STRENGTH * VEIL)[..., None].astype(np.uint8)
 
 
 def _lines(pixels: np.ndarray, clear: np.ndarray, rows: np.ndarray, columns: np.ndarray, thick: int) -> None:
@@ -115,7 +119,7 @@ def _lines(pixels: np.ndarray, clear: np.ndarray, rows: np.ndarray, columns: np.
     thin = np.zeros_like(clear)
     thin[rows[1:-1]] = True
     thin[:, columns[1:-1]] = True
-    pixels[thin & ~clear] = _LINE
+    pixels[thin & ~clear] = LINE
     near = clear.copy()
     for _ in range(thick):
         # the eight neighbours of what is near already, so that corners are closed
@@ -142,10 +146,10 @@ def side_by_side(images: Sequence[Image.Image], captions: Sequence[str] | None =
         raise ValueError("side_by_side() takes one picture or more; got none")
     if captions is not None and len(captions) != len(images):
         raise ValueError(f"{len(images)} pictures need as many captions; got {len(captions)}")
-    labels = [_label(text, image.width) for text, image in zip(captions, images)] if captions is not None else []
-    below = max((label.height for label in labels), default=0)
+    labels = [label(text, image.width) for text, image in zip(captions, images)] if captions is not None else []
+    below = max((one.height for one in labels), default=0)
     width = sum(image.width for image in images) + gap * (len(images) - 1)
-    canvas = Image.new("RGB", (width, max(image.height for image in images) + below), _PAPER)
+    canvas = Image.new("RGB", (width, max(image.height for image in images) + below), PAPER)
     left = 0
     for i, image in enumerate(images):
         canvas.paste(image, (left, 0))
@@ -160,7 +164,7 @@ def stack(images: Sequence[Image.Image], *, gap: int = 16) -> Image.Image:
     if not images:
         raise ValueError("stack() takes one picture or more; got none")
     height = sum(image.height for image in images) + gap * (len(images) - 1)
-    canvas = Image.new("RGB", (max(image.width for image in images), height), _PAPER)
+    canvas = Image.new("RGB", (max(image.width for image in images), height), PAPER)
     top = 0
     for image in images:
         canvas.paste(image, (0, top))
@@ -168,10 +172,15 @@ def stack(images: Sequence[Image.Image], *, gap: int = 16) -> Image.Image:
     return canvas
 
 
-def _label(text: str, width: int) -> Image.Image:
-    """A caption as a picture of the given width."""
+def type_face(size: int) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
+    """Pillow's own font; where Pillow was built without FreeType its only size, whatever was asked for."""
+    return ImageFont.load_default(size) if features.check("freetype2") else ImageFont.load_default()
+
+
+def label(text: str, width: int) -> Image.Image:
+    """A caption as a picture of the given width, wrapped to it."""
     size = 22 if width >= 400 else 14
-    font = ImageFont.load_default(size) if features.check("freetype2") else ImageFont.load_default()
+    font = type_face(size)
     lines: list[str] = []
     for word in text.split():
         if lines and font.getlength(f"{lines[-1]} {word}") <= width - 8:
@@ -179,8 +188,8 @@ def _label(text: str, width: int) -> Image.Image:
         else:
             lines.append(word)
     step = size * 3 // 2
-    label = Image.new("RGB", (width, step * len(lines) + size // 2), _PAPER)
-    pen = ImageDraw.Draw(label)
+    drawn = Image.new("RGB", (width, step * len(lines) + size // 2), PAPER)
+    pen = ImageDraw.Draw(drawn)
     for i, line in enumerate(lines):
-        pen.text((4, size // 3 + i * step), line, fill=_INK, font=font)
-    return label
+        pen.text((4, size // 3 + i * step), line, fill=INK, font=font)
+    return drawn

@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from vtprune.draw import BORDER, MAX_SIDE, MIN_SIDE, caption, overlay, side_by_side, stack
+from vtprune.draw.picture import BORDER, MAX_SIDE, MIN_SIDE, caption, overlay, side_by_side, stack
 from vtprune.report import Kept
 
 
