@@ -9,12 +9,13 @@ import torch
 from torch import Tensor
 
 from benchmarks.measure import measure
-from vtprune.attention import Call, attention_rows
+from vtprune.attention import Call
 from vtprune.families.base import grid_coords
 from vtprune.policies.base import POLICIES, Policy
 from vtprune.signals import Need, needed
 from vtprune.tokens import Segment, Selection, VisualTokens
 from vtprune.vision_signals import class_rows, column_means
+from vtprune_kernels.attention_rows import attention_rows
 
 GRIDS = {576: (4, 12, 12), 2880: (20, 12, 12), 16384: (64, 16, 16)}
 """Visual tokens -> frames, rows and columns of one video, so that one budget covers all of them."""
@@ -81,7 +82,8 @@ class Video:
         last = need.name == "last_query_attention"
         alive = torch.cat([rows, torch.arange(len(self.hidden), self.key.shape[1], device=rows.device)])
         key = self.key if len(alive) == self.key.shape[1] else self.key[:, alive]
-        found = attention_rows(self.query[:, -1:] if last else self.query, key, None, SIZE**-0.5)[:, : len(rows)]
+        query = self.query[:, -1:] if last else self.query
+        found = attention_rows(query[None], key[None], scale=SIZE**-0.5)[0, :, : len(rows)]
         return found[0] if last else found
 
 

@@ -5,11 +5,9 @@ from types import SimpleNamespace
 import pytest
 import torch
 from torch import nn
-from torch.utils._python_dispatch import TorchDispatchMode
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
-from vtprune import attention
-from vtprune.attention import allowed_keys, attention_columns, attention_inputs, attention_rows
+from vtprune.attention import allowed_keys, attention_inputs
 from vtprune.signals import row_attention
 
 
@@ -66,67 +64,6 @@ def test_key_heads_come_once(rows):
 def test_modules_that_cannot_be_read_are_named(module):
     with pytest.raises(NotImplementedError, match=f"queries and keys of {type(module).__name__} cannot be read"):
         attention_inputs(module, hidden_states=torch.randn(1, 2, 4), position_embeddings=torch.rand(3, 1, 2, 4))
-
-
-def brute_force(query, key, allowed, scaling):
-    """(H, R, K) softmax in float64, key heads repeated."""
-    key = key.double().repeat_interleave(len(query) // len(key), 0)
-    scores = query.double() @ key.transpose(1, 2) * scaling
-    return scores.masked_fill(~allowed, -torch.inf).softmax(-1).nan_to_num()
-
-
-@pytest.mark.parametrize("limit", [1 << 9, 1 << 13, 1 << 26])
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])
-def test_rows_equal_brute_force_in_any_chunks(limit, dtype, monkeypatch):
-    """Oracle: one softmax in float64 with repeated key heads. The second row sees nothing and is zero."""
-    monkeypatch.setattr(attention, "TEMPORARY_BYTES", limit)
-    generator = torch.Generator().manual_seed(0)
-    query, key = (torch.randn(h, n, 8, generator=generator).to(dtype) for h, n in ((6, 7), (2, 11)))
-    allowed = torch.rand(7, 11, generator=generator) < 0.6
-    allowed[1], allowed[:, 4] = False, False
-    expected = brute_force(query, key, allowed, 0.3).mean(0).float()
-    torch.testing.assert_close(attention_rows(query, key, allowed, 0.3), expected)
-    assert (expected[1] == 0).all()
-    columns = torch.tensor([9, 4, 0])
-    torch.testing.assert_close(attention_rows(query, key, allowed, 0.3, columns), expected[:, columns])
-    every = brute_force(query, key, torch.tensor(True), 0.3).mean(0).float()
-    torch.testing.assert_close(attention_rows(query, key, None, 0.3), every)
-
-
-def test_columns_average_over_the_queries_that_may_see_the_key():
-    """Oracle: a softmax in float64, over two images of 300 and 200 patches in one sequence and 20 of padding."""
-    query, key = torch.randn(2, 520, 4), torch.randn(2, 520, 4)
-    image = torch.tensor([0] * 300 + [1] * 200 + [-1] * 20)
-    allowed = (image[:, None] == image) & (image >= 0)
-    softmax = brute_force(query, key, allowed, 0.5).mean(0)
-    expected = torch.cat([softmax[:300, :300].mean(0), softmax[300:500, 300:500].mean(0), torch.zeros(20)]).float()
-    torch.testing.assert_close(attention_columns(query, key, 0.5, allowed), expected)
-    whole = brute_force(query, key, torch.tensor(True), 0.5).mean((0, 1)).float()
-    torch.testing.assert_close(attention_columns(query, key, 0.5), whole)
-
-
-class Largest(TorchDispatchMode):
-    """The largest tensor that any operation made, in bytes."""
-
-    bytes = 0
-
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        out = func(*args, **(kwargs or {}))
-        for tensor in out if isinstance(out, (tuple, list)) else (out,):
-            if torch.is_tensor(tensor) and not tensor._is_view():
-                self.bytes = max(self.bytes, tensor.nbytes)
-        return out
-
-
-@pytest.mark.parametrize(("rows", "keys"), [(1, 4_000), (200, 1_000)])
-def test_temporaries_stay_small(rows, keys, monkeypatch):
-    """Oracle: the sizes of all tensors that are made, with 2 MB allowed; all keys in float32 are 8 MB or 2, all scores
-    of the second case 6."""
-    monkeypatch.setattr(attention, "TEMPORARY_BYTES", 2 << 20)
-    query, key = (torch.zeros(8, n, 64, dtype=torch.bfloat16) for n in (rows, keys))
-    with Largest() as largest:
-        attention_rows(query, key, None, 0.1, columns=torch.arange(10))
-    assert largest.bytes <= 1 << 20
 
 
 def test_masks_of_every_kind_say_the_same():

@@ -10,7 +10,7 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
 
 from tests import tiny
-from vtprune.attention import attention_inputs, attention_rows
+from vtprune.attention import attention_inputs
 from vtprune.flops import (
     UNGATED,
     Flops,
@@ -21,6 +21,7 @@ from vtprune.flops import (
     kv_bytes,
     lm_head_flops,
 )
+from vtprune_kernels.attention_rows import attention_rows
 
 SDPA_ON_CPU = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
 
@@ -287,7 +288,7 @@ def test_what_the_library_computes_for_a_signal():
         (call,) = attention_inputs(
             model.layers[0].self_attn, hidden_states=hidden, position_embeddings=tables, attention_mask=None
         )
-        attention_rows(call.query[0, :, -2:], call.key[0], None, call.scaling)
+        attention_rows(call.query[:, :, -2:], call.key, scale=call.scaling)
 
     mine = attention_rows_flops(model.config, 2, 17, peek=True, query_rows=17, value_rows=17)
     assert mine.total == count(signal).get_total_flops()

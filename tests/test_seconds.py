@@ -133,6 +133,22 @@ def test_images_are_frames_where_no_video_is_encoded():
         assert times_of(report) == [None, [0.0], [0.5], [1.0], [7.0]]
 
 
+def test_frames_of_two_videos_given_as_images_stay_apart():
+    """Oracle: the same pictures twice, which merge into the first four where nobody says that they are two videos."""
+    model, inputs = model_of("internvl"), prompts("internvl", "vv")
+    frames = inputs["pixel_values"]
+    inputs["pixel_values"] = torch.cat([frames[: len(frames) // 2]] * 2)
+    n = len(frames) // 2
+    with vtprune.pruned(model, "framefusion", similarity=0.5, stop_below=0.0, keep_ratio=0.3) as report:
+        tiny.greedy(model, inputs, 1)
+        merged = [int((one.target < 0).sum() + (one.into < 0).sum()) for one in report.kept(0, 0)]
+        assert any(merged[n:])
+        with vtprune.frame_times([range(n), range(n)]):
+            tiny.greedy(model, inputs, 1)
+        first = int(torch.cat([one.target for one in report.kept(0, 0)[:n]]).max())
+        assert all(int(one.target[one.target >= 0].min()) > first for one in report.kept(0, 0)[n:])
+
+
 def test_the_user_s_times_win_over_the_processor_s_and_blocks_nest():
     model, inputs = model_of("qwen2_5_vl"), prompts("qwen2_5_vl", "v")
     found = []

@@ -1,4 +1,4 @@
-"""Attention probabilities without eager attention: what a module would compare, and rows or columns of the softmax.
+"""Attention without eager attention: the queries and keys that a module would compare, and who may see whom.
 
 Nothing here runs an attention function, changes a module or touches a global, so it works beside every back end
 and in every thread.
@@ -14,9 +14,6 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from vtprune.compat import with_attention
-
-TEMPORARY_BYTES = 64 << 20
-"""About how much memory the softmax of a few rows may take on top of its inputs and its result."""
 
 
 @dataclass(frozen=True)
@@ -121,56 +118,6 @@ def _unreachable(attn: nn.Module) -> NotImplementedError:
         f"the queries and keys of {type(attn).__name__} cannot be read: with attn_implementation='sdpa' it does not "
         "call torch.nn.functional.scaled_dot_product_attention. Choose a policy that needs no signal of this module"
     )
-
-
-def attention_rows(
-    query: Tensor, key: Tensor, allowed: Tensor | None, scaling: float, columns: Tensor | None = None
-) -> Tensor:
-    """Rows of softmax(scaling * query @ key), averaged over heads: (R, K) or (R, len(columns)) float32.
-
-    query:   (H, R, d).
-    key:     (H_kv, K, d); each key head serves H / H_kv neighbouring query heads.
-    allowed: (R, K) bool, the keys that each row may see; None lets it see all. A row that sees nothing is zero.
-    columns: (C,) int64, the keys to report; the softmax is always over all allowed ones.
-    """
-    (heads, count, size), (groups, width, _) = query.shape, key.shape
-    dtype = torch.promote_types(query.dtype, torch.float32)
-    share, bytes_each = heads // groups, torch.finfo(dtype).bits // 8
-    # a block holds its keys in full precision, and two copies of its scores
-    group_step = max(1, TEMPORARY_BYTES // 2 // (width * size * bytes_each))
-    row_step = max(1, TEMPORARY_BYTES // 4 // (min(group_step, groups) * share * width * bytes_each))
-    out = torch.zeros(count, width if columns is None else len(columns), dtype=dtype, device=query.device)
-    for group in range(0, groups, group_step):
-        keys = key[group : group + group_step].to(dtype).transpose(1, 2)
-        queries = query.reshape(groups, share, count, size)[group : group + group_step]
-        for row in range(0, count, row_step):
-            block = queries[:, :, row : row + row_step].to(dtype) * scaling
-            scores = (block.flatten(1, 2) @ keys).unflatten(1, (share, -1))
-            if allowed is None:
-                rows = scores.softmax(-1).sum((0, 1))
-            else:
-                hidden = ~allowed[row : row + row_step]
-                # a row that sees nothing is all nan after the softmax
-                rows = scores.masked_fill_(hidden, -torch.inf).softmax(-1).sum((0, 1)).masked_fill_(hidden, 0)
-            out[row : row + row_step] += rows if columns is None else rows[:, columns]
-    return (out / heads).float()
-
-
-def attention_columns(query: Tensor, key: Tensor, scaling: float, allowed: Tensor | None = None) -> Tensor:
-    """How much attention each key gets: (K,) float32, the mean over heads and over the queries that may see it.
-
-    query, key, scaling: as in ``attention_rows``; not causal.
-    allowed: (Q, K) bool with Q == K, or None. A query that may not see itself is padding and does not count.
-    """
-    total = torch.zeros(key.shape[1], device=key.device)
-    real = None if allowed is None else allowed.diagonal()[:, None]
-    for row in range(0, query.shape[1], 256):
-        some = slice(row, row + 256)
-        rows = attention_rows(query[:, some], key, None if allowed is None else allowed[some], scaling)
-        total += rows.sum(0) if real is None else (rows * real[some]).sum(0)
-    if allowed is None:
-        return total / query.shape[1]
-    return total / (allowed & real).sum(0).clamp(min=1)
 
 
 def allowed_keys(

@@ -63,7 +63,7 @@ class Sample:
         segments, at = [], 0
         for ordinal, (origin, count) in enumerate(zip(self.row.sources, counts, strict=True)):
             if bool(origin.patch.any()):
-                segments.append(Segment(slice(at, at + count), origin.grids, origin.kind, ordinal))
+                segments.append(Segment(slice(at, at + count), origin.grids, origin.kind, ordinal, origin.clip))
             at += count
         return tuple(segments)
 

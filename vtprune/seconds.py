@@ -30,7 +30,8 @@ def frame_times(times: Iterable) -> Iterator[None]:
     Policies read them as ``VisualTokens.seconds``, reports give them as ``Kept.seconds``; the model is not told. They
     win over what a processor says. Where several frames make one step of the grid, its time is the mean of the first
     one's and the last one's, the last frame repeated to fill it. In a call with images alone the lists, joined, are
-    those of the images, which is how some models get the frames of a video; nan stands for a picture that is no frame.
+    those of the images, which is how some models get the frames of a video: the images of one list are one video
+    (``Segment.clip``). nan stands for a picture that is no frame.
     They hold in this thread (context) only, for every call that encodes; of a second turn they tell the new videos.
     Raises ValueError for values that are no times; the model raises it for a wrong number of lists or of times.
     """
@@ -110,12 +111,16 @@ def _timed_images(images: Sequence[Source], times: Sequence[Tensor | None]) -> l
             "nothing of how many; give nan for every image of unknown time"
         )
     joined = torch.cat(list(times)) if times else torch.zeros(0, dtype=torch.float64)
+    clips = [which for which, some in enumerate(times) for _ in some]
     if len(joined) != len(images):
         raise ValueError(
             f"frame_times has {len(joined)} times and this call encodes {len(images)} images and no video; give one "
             "time for each, in the order of the prompt, nan for a picture that is no frame"
         )
-    return [_told(image, None if second.isnan() else second[None]) for image, second in zip(images, joined)]
+    return [
+        image if second.isnan() else dataclasses.replace(image, seconds=second[None], clip=clip)
+        for image, second, clip in zip(images, joined, clips, strict=True)
+    ]
 
 
 def step_seconds(seconds: Tensor, frames_per_step: int) -> Tensor:

@@ -14,10 +14,12 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from vtprune.attention import allowed_keys, attention_inputs, attention_rows, projects_apart
+from vtprune.attention import allowed_keys, attention_inputs, projects_apart
 from vtprune.compat import attention_window
 from vtprune.families.base import Family
 from vtprune.tokens import BEFORE_LLM, site_name
+from vtprune_kernels.attention_columns import Visible
+from vtprune_kernels.attention_rows import attention_rows
 
 SIGNALS: dict[str, str] = {
     "last_query_attention": "(N,) float32: what the last prompt token pays to each visual token, mean over heads",
@@ -234,7 +236,7 @@ def row_attention(
         causal=getattr(attn, "is_causal", True),
         window=attention_window(attn),
     )
-    return torch.stack([attention_rows(q, k, a, call.scaling) for q, k, a in zip(query, key, allowed)])
+    return attention_rows(query, key.to(query.dtype), scale=call.scaling, visible=Visible(allowed=allowed))
 
 
 def _take(values: Any, rows: Tensor) -> Any:

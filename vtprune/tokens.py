@@ -38,12 +38,14 @@ class Segment:
            thumbnail and high-resolution view for anyres images, () if the family does not know.
     kind:  "image" or "video".
     source: its ordinal among the images and videos of the sample.
+    clip:   of images that are the frames of a video, as ``vtprune.frame_times`` was told: which video; else None.
     """
 
     span: slice
     grids: tuple[tuple[int, int, int], ...] = ()
     kind: str = "image"
     source: int = 0
+    clip: int | None = None
 
     def __len__(self) -> int:
         return self.span.stop - self.span.start

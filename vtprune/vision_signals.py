@@ -11,9 +11,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from vtprune.attention import Call, allowed_keys, attention_columns, attention_inputs
+from vtprune.attention import Call, allowed_keys, attention_inputs
 from vtprune.families.base import Family, Source
 from vtprune.signals import PROJECTED, Need, parse
+from vtprune_kernels.attention_columns import EVERYTHING, Visible, attention_columns
 
 Collected = dict[str, dict[int, list[Tensor]]]
 """Scores by need, by tower layer, one (tiles, heads or 1, patches) for each call of the tower."""
@@ -92,20 +93,21 @@ def column_means(calls: Sequence[Call], inputs: Mapping[str, Any]) -> Tensor:
     inputs: of the attention module; how a packed sequence is divided is read from its ``cu_seq_lens_q`` or mask.
     """
     mask, ends = inputs.get("attention_mask"), inputs.get("cu_seq_lens_q")
-    if len(calls) == 1 and ends is not None:
-        lengths = ends.diff().tolist()
-        query, key = calls[0].query.split(lengths, 2), calls[0].key.split(lengths, 2)
-        calls, mask = [Call(q, k, calls[0].scaling) for q, k in zip(query, key)], None
-    parts = []
-    for call in calls:
-        tiles, queries, keys = len(call.query), call.query.shape[2], call.key.shape[2]
-        allowed: Sequence[Tensor | None] = [None] * tiles
-        if mask is not None and len(calls) == 1:
-            rows = torch.arange(queries, device=call.query.device).expand(tiles, -1)
-            allowed = allowed_keys(mask, rows, queries, keys, causal=False)
-        some = [attention_columns(q, k, call.scaling, a) for q, k, a in zip(call.query, call.key, allowed)]
-        parts.append(torch.stack(some))
-    return torch.cat(parts, -1)
+    visible, weights = EVERYTHING, None
+    if len(calls) == 1 and (ends is not None or mask is not None):
+        tiles, queries, keys = len(calls[0].query), calls[0].query.shape[2], calls[0].key.shape[2]
+        rows = torch.arange(queries, device=calls[0].query.device)
+        if ends is not None:
+            # the bounds of each patch's own image, without asking the device how long images are
+            image = torch.bucketize(rows, ends[1:].to(rows), right=True)
+            first, last = (bound.to(rows)[image].expand(tiles, -1) for bound in (ends[:-1], ends[1:] - 1))
+            visible = Visible(first=first, last=last)
+        else:
+            allowed = allowed_keys(mask, rows.expand(tiles, -1), queries, keys, causal=False)
+            # a patch that may not see itself is padding
+            visible, weights = Visible(allowed=allowed), allowed.diagonal(dim1=1, dim2=2).float()
+    options = {"visible": visible, "weights": weights, "over": "seeing"}
+    return torch.cat([attention_columns(c.query, c.key, scale=c.scaling, **options) for c in calls], -1)
 
 
 def spread_signals(

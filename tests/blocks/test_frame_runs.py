@@ -1,5 +1,6 @@
 """Runs of tokens of one place, against plain loops and the released code's results."""
 
+import dataclasses
 import math
 
 import pytest
@@ -148,3 +149,9 @@ def test_clips_of_images():
     assert clip_of_segments(segments, position, "spaced") == [0, 0, 2, 3, 4, 4, 6, 7, 8, 9]
     assert clip_of_segments(segments, None, "spaced") == [0, 1, 2, 3, 4, 5, 6, 7, 8, 9]
     assert clip_of_segments([], None, "frames") == []
+
+
+def test_images_of_different_clips_are_never_joined():
+    """Oracle: by hand; the third picture is a frame of none."""
+    told = [dataclasses.replace(s, clip=c) for s, c in zip(segments_of(*[[(1, 2, 2)]] * 6), (0, 0, None, 1, 1, 2))]
+    assert clip_of_segments(told, None, "frames") == [0, 0, 2, 3, 3, 5]

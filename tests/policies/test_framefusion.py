@@ -15,9 +15,10 @@ from tests.policies.golden import load, weights
 from tests.probe import answer
 from vtprune import BEFORE_LLM, inside
 from vtprune.apply import merge_rows
-from vtprune.attention import attention_rows
 from vtprune.policies.framefusion import IMAGES_AS_FRAMES, FrameFusion
 from vtprune.tokens import ModelFacts, Segment, VisualTokens
+from vtprune_kernels.attention_columns import Visible
+from vtprune_kernels.attention_rows import attention_rows
 
 # ------------------------------------------------------------------------------- one sample, driven by hand
 
@@ -123,9 +124,9 @@ def test_released_attention_rows_are_met(golden):
     assert paths
     for path in paths:
         case, causal = load(path), path.stem.endswith("causal1")
-        q, k, n = case["q"][0], case["k"][0], case["weights"].shape[2]
-        allowed = torch.ones(9, 9, dtype=torch.bool).tril()[-n:] if causal else None
-        rows = attention_rows(q[:, -n:], k, allowed, q.shape[-1] ** -0.5)
+        q, k, n = case["q"], case["k"], case["weights"].shape[2]
+        visible = Visible(last=torch.arange(9 - n, 9)[None]) if causal else Visible()
+        rows = attention_rows(q[:, :, -n:], k, scale=q.shape[-1] ** -0.5, visible=visible)[0]
         torch.testing.assert_close(rows, case["weights"][0].mean(0), rtol=0, atol=1e-6)
 
 
@@ -491,7 +492,7 @@ OPTIONS = {
 @torch.no_grad()
 def by_the_pseudocode(model, inputs, policy, after=()):
     """Last logits of an eager model, layer by layer; ``after``: tokens that follow the prompt and are never judged."""
-    x, rotary = oracle._first_layer_inputs(model, oracle._answered(inputs, after))
+    x, rotary, _ = oracle._first_layer_inputs(model, oracle._answered(inputs, after))
     ids, n, lengths = inputs["input_ids"][0], inputs["input_ids"].shape[1], []
     visual = tiny.visual(inputs)[0]
     source = model_sources(inputs.family, ids)

@@ -19,7 +19,8 @@ def clip_of_segments(
     position: (N,) columns of the tokens in the prompt, nothing pruned yet; only "spaced" looks at them.
     images:   "apart": every segment is a clip of its own. "frames": neighbours that have a single frame each and equal
               grids are one clip. "spaced": so they are where other tokens stand between them, as between the frames
-              of a video that is given as images, and not where they touch, as tiles of one image do.
+              of a video that is given as images, and not where they touch, as tiles of one image do. Neighbours that
+              are known to come from different clips (``Segment.clip``) never are.
     """
     clips: list[int] = []
     for i, segment in enumerate(segments):
@@ -32,7 +33,7 @@ def clip_of_segments(
 
 
 def _frames_of_one(a: Segment, b: Segment) -> bool:
-    return bool(a.grids) and a.grids == b.grids and all(t == 1 for t, _, _ in a.grids)
+    return bool(a.grids) and a.grids == b.grids and a.clip == b.clip and all(t == 1 for t, _, _ in a.grids)
 
 
 def _stand_apart(a: Segment, b: Segment, position: Tensor) -> bool:

@@ -21,6 +21,7 @@ class Source:
     grids:   (T, H, W) of each view, () if unknown.
     signals: what was seen in the vision tower, each (..., n).
     seconds: (T,) float64 when each step of the first view is shown, nan where unknown; None where nobody said.
+    clip:    of an image that is a frame of a video: which video of the call; None where nobody said.
     """
 
     kind: str
@@ -29,6 +30,7 @@ class Source:
     grids: tuple[tuple[int, int, int], ...] = ()
     signals: Mapping[str, Tensor] = field(default_factory=dict)
     seconds: Tensor | None = None
+    clip: int | None = None
 
     def __len__(self) -> int:
         return len(self.patch)
