@@ -1,4 +1,4 @@
-"""EVS: drop the video tokens that look as the same place of the frame before did.
+"""EVS: drop video tokens that look like the same place of the frame before.
 
 Bagrov et al., "Efficient Video Sampling: Pruning Temporally Redundant Tokens for Faster VLM Inference", 2025,
 arXiv:2510.14624.
