@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from vtprune.tokens import Selection
-from vtprune_kernels.gather import gather_tokens
+from vtprune_kernels.gather_site import gather_site
 from vtprune_kernels.merge import merge_tokens
 
 
@@ -18,14 +18,7 @@ def gather_rows(x: Tensor, index: Tensor, dim: int = -2) -> Tensor:
 
     x: (..., B or 1, P, ...), index: (B, K) int64 -> (..., B, K, ...).
     """
-    dim %= x.dim()
-    batch, kept = index.shape
-    if x.dim() == 3 and dim == 1 and x.shape[0] == batch:
-        return gather_tokens(x, index)
-    if x.shape[dim - 1] != batch:
-        x = x.expand(*x.shape[: dim - 1], batch, *x.shape[dim:])
-    index = index.view(*[1] * (dim - 1), batch, kept, *[1] * (x.dim() - dim - 1))
-    return x.gather(dim, index.expand(*x.shape[:dim], kept, *x.shape[dim + 1 :]))
+    return gather_site([x], index, dims=dim)[0]
 
 
 @dataclass(frozen=True)

@@ -5,6 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from vtprune_kernels.gather_site import gather_site
+
 
 def narrow_mask(
     mask,
@@ -34,12 +36,13 @@ def narrow_mask(
     if mask.dim() == 2:
         kept = mask.gather(1, positions)
         return kept if valid is None else kept * valid.to(kept.dtype)
-    mask = mask.expand(positions.shape[0], -1, -1, -1)
-    if columns is not None:
-        mask = mask.gather(2, columns[:, None, :, None].expand(-1, mask.shape[1], -1, mask.shape[3]))
     offset = max(0, total - mask.shape[-1])
     where = (positions - offset).clamp(min=0) if offset else positions
-    mask = mask.gather(3, where[:, None, None, :].expand(-1, mask.shape[1], mask.shape[2], -1))
+    if columns is not None:
+        (mask,) = gather_site([], [], mask=(mask, columns, where))
+    else:
+        mask = mask.expand(positions.shape[0], -1, -1, -1)
+        mask = mask.gather(3, where[:, None, None, :].expand(-1, mask.shape[1], mask.shape[2], -1))
     if offset:
         seen = positions >= offset
         valid = seen if valid is None else valid & seen

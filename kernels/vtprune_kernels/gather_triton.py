@@ -5,6 +5,13 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+WORDS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
+
+
+def as_words(x: Tensor) -> Tensor:
+    """The same memory as integers: what is only copied keeps its bits, and all dtypes of a size share one kernel."""
+    return x.view(WORDS[x.element_size()])
+
 
 @triton.jit
 def _gather_tokens_kernel(x, columns, y, L, K, D, BLOCK_D: tl.constexpr):
@@ -28,5 +35,6 @@ def gather_tokens_triton(x: Tensor, columns: Tensor) -> Tensor:
     block = min(1024, triton.next_power_of_2(D))
     # triton launches on the current device, which need not be the one that a multi-GPU model keeps this layer on
     with torch.cuda.device_of(x):
-        _gather_tokens_kernel[(B * K, triton.cdiv(D, block))](x, columns, y, L, K, D, BLOCK_D=block)
+        grid = (B * K, triton.cdiv(D, block))
+        _gather_tokens_kernel[grid](as_words(x), columns, as_words(y), L, K, D, BLOCK_D=block)
     return y

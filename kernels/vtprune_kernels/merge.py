@@ -1,29 +1,40 @@
 """merge_tokens: groups of rows become one row each, their weighted mean."""
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
+
+from vtprune_kernels.dispatch import use_triton
 
 
 def merge_tokens_reference(x: Tensor, assignment: Tensor, weight: Tensor | None, n_groups: int) -> Tensor:
     """What ``merge_tokens`` means, in torch; the same bits every time, on every device."""
+    if 0 in (*x.shape, n_groups):
+        return x.new_zeros(n_groups, x.shape[1])
     precision = torch.promote_types(x.dtype, torch.float32)
-    rows = x.to(precision)
-    weight = rows.new_ones(len(x)) if weight is None else weight.to(precision)
-    # dropped rows are summed too, into one row more that nobody reads: no shape depends on a value, so no device sync,
-    # and a NaN in a dropped row stays there
-    group = torch.where(assignment < 0, n_groups, assignment)
-    total = _segment_sum(weight[:, None], group, n_groups + 1)[:n_groups]
-    mean = _segment_sum(rows * weight[:, None], group, n_groups + 1)[:n_groups] / total
-    return torch.where(total > 0, mean, 0).to(x.dtype)
+    order, bounds = grouped(assignment, n_groups)
+    # dropped rows stand first and are summed too, into a row that nobody reads: no shape depends on a value, so no
+    # device sync, and a NaN in a dropped row stays there
+    starts = F.pad(bounds, (1, 0))
+    weight = None if weight is None else weight.to(precision)
+    total = bounds.diff().to(precision) if weight is None else _sums(weight[:, None], order, starts, None)[1:, 0]
+    mean = _sums(x.to(precision), order, starts, weight)[1:].div_(total[:, None])
+    return mean.masked_fill_(~(total > 0)[:, None], 0).to(x.dtype)
 
 
-def _segment_sum(x: Tensor, group: Tensor, n_groups: int) -> Tensor:
-    """(N, D) -> (n_groups, D): the sums of the rows of each group, in an order that does not change between runs."""
-    sums = x.new_zeros(n_groups, x.shape[1])
-    if x.is_cuda:
-        # index_add adds atomically there, in any order; index_put sorts first
-        return sums.index_put_((group,), x, accumulate=True)
-    return sums.index_add_(0, group, x)
+def grouped(assignment: Tensor, n_groups: int) -> tuple[Tensor, Tensor]:
+    """The rows by group, and in their order within each: (N,), of which bounds[g] to bounds[g + 1] are group g's.
+
+    Dropped rows stand before bounds[0].
+    """
+    group, order = assignment.sort(stable=True)
+    return order, torch.searchsorted(group, torch.arange(n_groups + 1, device=group.device))
+
+
+def _sums(x: Tensor, order: Tensor, starts: Tensor, weight: Tensor | None) -> Tensor:
+    """Weighted sums of the rows ``order[starts[g]:starts[g + 1]]``: each by one thread, one row after the other."""
+    weight = None if weight is None else weight[order]
+    return F.embedding_bag(order, x, starts, mode="sum", per_sample_weights=weight, include_last_offset=True)
 
 
 def merge_tokens(x: Tensor, assignment: Tensor, weight: Tensor | None, n_groups: int) -> Tensor:
@@ -37,6 +48,12 @@ def merge_tokens(x: Tensor, assignment: Tensor, weight: Tensor | None, n_groups:
     Raises:  ValueError (shapes, devices, n_groups, range), TypeError (dtypes).
     """
     _check(x, assignment, weight, n_groups)
+    # the kernel sums in float32
+    if x.dtype in (torch.float32, torch.float16, torch.bfloat16):
+        if use_triton(*(t for t in (x, assignment, weight) if t is not None)):
+            from vtprune_kernels.merge_triton import merge_tokens_triton
+
+            return merge_tokens_triton(x, assignment, weight, n_groups)
     return merge_tokens_reference(x, assignment, weight, n_groups)
 
 

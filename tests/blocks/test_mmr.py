@@ -4,14 +4,31 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-import vtprune.blocks.mmr as blocks
 from tests.policies.golden import load
 from vtprune.blocks.mmr import mmr
+from vtprune_kernels import greedy_nearest, greedy_race
 
-WAYS = {"bounds": blocks._by_bounds, "products": blocks._by_products, "matrix": blocks._by_matrix}
-every_way = pytest.mark.parametrize("way", WAYS)
+every_way = pytest.mark.parametrize("way", ["bounds", "products", "matrix"])
+
+
+class Elsewhere(Tensor):
+    """A tensor that claims not to be on the CPU, so that what is meant for other devices runs."""
+
+    is_cpu = False
+
+
+def choose(patch, way):
+    """``mmr`` by one of its three ways, whatever the device."""
+    patch.setattr(greedy_nearest, "few", lambda features, k: way == "matrix")
+
+    def run(features, *args, **options):
+        features = features.as_subclass(Elsewhere) if way == "products" else features
+        return mmr(features, *args, **options).as_subclass(Tensor)
+
+    return run
 
 
 def literal(features, importance, k, trade_off=0.5, parallel_k=1):
@@ -35,11 +52,7 @@ def literal(features, importance, k, trade_off=0.5, parallel_k=1):
 def by(monkeypatch):
     """``by("products")(...)`` is ``mmr`` by one of its three ways, whatever the device."""
 
-    def choose(way):
-        monkeypatch.setattr(blocks, "_way", lambda features, k: WAYS[way])
-        return lambda *args, **options: mmr(*args, **options).tolist()
-
-    return choose
+    return lambda way: lambda *args, **options: choose(monkeypatch, way)(*args, **options).tolist()
 
 
 def signs(n, width, generator):
@@ -111,13 +124,13 @@ def test_picks_are_those_of_the_literal_form(way, data):
     trade_off = data.draw(st.sampled_from([0, 0.25, 0.3, 0.5, 0.9, 1]))
     threads = data.draw(st.integers(1, 2))
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(blocks, "_way", lambda features, k: WAYS[way])
-        patch.setattr(blocks, "_FEW", data.draw(st.sampled_from([1, 2, 5, 1024])))
-        patch.setattr(blocks, "_ROWS", data.draw(st.sampled_from([1, 3, 256])))
-        patch.setattr(blocks, "_TILE", data.draw(st.sampled_from([1, 4, 128])))
+        for module in (greedy_nearest, greedy_race):
+            patch.setattr(module, "FEW", data.draw(st.sampled_from([1, 2, 5, 1024])))
+            patch.setattr(module, "TILE", data.draw(st.sampled_from([1, 4, 128])))
+        patch.setattr(greedy_race, "ROWS", data.draw(st.sampled_from([1, 3, 256])))
         patch.setattr(torch, "get_num_threads", lambda: threads)
         before = features.clone(), importance.clone()
-        order = mmr(features, importance, k, trade_off, parallel_k)
+        order = choose(patch, way)(features, importance, k, trade_off, parallel_k)
     assert order.dtype == torch.int64 and order.shape == (k,)
     assert order.tolist() == literal(features, importance, k, trade_off, parallel_k)
     assert torch.equal(features, before[0]) and torch.equal(importance, before[1]), "inputs were changed"
@@ -226,30 +239,12 @@ def test_few_similarities_are_computed(kind, keep, share):
     assert 0 < watch.work <= share * 2880 * 2880 * 64
 
 
-@pytest.mark.parametrize(
-    ("n", "k", "device", "threads", "way"),
-    [
-        (576, 58, "cpu", 1, "bounds"),
-        (576, 288, "cpu", 1, "matrix"),
-        (576, 58, "cpu", 2, "matrix"),
-        (576, 10, "cpu", 2, "bounds"),
-        (1025, 1000, "cpu", 1, "bounds"),
-        (1025, 1000, "cpu", 2, "bounds"),
-        (576, 288, "meta", 1, "products"),
-        (2880, 288, "meta", 2, "products"),
-    ],
-)
-def test_the_way_depends_on_the_device_and_on_how_much_is_needed(n, k, device, threads, way, monkeypatch):
-    monkeypatch.setattr(torch, "get_num_threads", lambda: threads)
-    assert blocks._way(torch.empty(n, 4, device=device), k) is WAYS[way]
-
-
 def test_the_way_for_other_devices_waits_for_none_of_its_picks(by):
     """Of its operators, run on a CPU, one reads a number back, however many are picked: whether all were finite."""
     features, importance = scene(200, 16, 4)
     for k, parallel_k in ((2, 1), (60, 1), (60, 7)):
         with Watch() as watch:
-            WAYS["products"](features, importance, k, 0.5, parallel_k)
+            by("products")(features, importance, k, 0.5, parallel_k)
         assert "mm" in watch.names
         assert watch.waits == 1
 
