@@ -9,6 +9,7 @@ behind are asked more often.
 
 import logging
 from collections import Counter
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
@@ -135,6 +136,39 @@ def check(reader: Reader, pool: ClipPool, batch: int = 16) -> dict[str, float]:
     return {kind: right[kind] / total[kind] for kind in (*KINDS, "all") if total[kind]}
 
 
+def lagging(reader: Reader, checks: Mapping[int, ClipPool], frames: int) -> dict[str, float]:
+    """Logs the share of right answers about clips of each length, ``frames`` or one clip at a time.
+
+    Returns how often kinds of question shall be asked: those that lag behind, about ordinary clips, more often.
+    """
+    weights = {}
+    for length, held in checks.items():
+        scores = check(reader, held, max(1, frames // length))
+        LOG.info("check %d frames: %s", length, " ".join(f"{k} {100 * v:.0f}" for k, v in scores.items()))
+        if length == FRAMES:
+            weights = {kind: 0.3 + 2 * (1 - score) for kind, score in scores.items()}
+    return weights
+
+
+def answer_loss(
+    model: nn.Module, hidden: Tensor, batch: ClipBatch, astray: Mapping[str, Tensor]
+) -> tuple[Tensor, dict[str, float]]:
+    """How far the answers to packed questions are from the right ones, and figures to log.
+
+    hidden, astray: what a ``Reader`` returned for ``batch``.
+    """
+    due = batch.labels != IGNORED
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        logits = model.lm_head(hidden[due]).float()
+    wanted = batch.labels[due]
+    right = (logits.argmax(-1) == wanted)[::2].float().mean().item()  # every other one is <eos>
+    loss, figures = F.cross_entropy(logits, wanted), {"right": right}
+    for name, value in astray.items():
+        loss = loss + GUIDED_WEIGHT * value
+        figures[name] = value.item()
+    return loss, figures
+
+
 def train_video_answers(model: nn.Module, path: Path, *, minutes: float, pool: int) -> tuple[int, float]:
     """Trains the decoder of ``model`` on the questions about clips, ``pool`` of them (of ordinary length) at a time.
 
@@ -160,21 +194,10 @@ def train_video_answers(model: nn.Module, path: Path, *, minutes: float, pool: i
         chat = rng.random() < CHAT_SHARE
         batch = pack(here, rng, chosen, most=QUESTIONS, short_share=short_share, chat=chat, weights=weights)
         hidden, astray = reader(here, batch, CLOSER_TOKENS if closer else None, guided)
-        due = batch.labels != IGNORED
-        with torch.autocast("cpu", dtype=torch.bfloat16):
-            logits = model.lm_head(hidden[due]).float()
-        wanted = batch.labels[due]
-        right = (logits.argmax(-1) == wanted)[::2].float().mean().item()  # every other one is <eos>
-        loss, figures = F.cross_entropy(logits, wanted), {"right": right, "short": short_share}
-        for name, value in astray.items():
-            loss = loss + GUIDED_WEIGHT * value
-            figures[name] = value.item()
+        loss, figures = answer_loss(model, hidden, batch, astray)
+        figures["short"] = short_share
         if step % CHECK_EVERY == CHECK_EVERY - 1:
-            for length, held in checks.items():
-                scores = check(reader, held, 256 // length)
-                LOG.info("check %d frames: %s", length, " ".join(f"{k} {100 * v:.0f}" for k, v in scores.items()))
-                if length == FRAMES:
-                    weights.update({kind: 0.3 + 2 * (1 - score) for kind, score in scores.items()})
+            weights.update(lagging(reader, checks, 256))
         return loss, figures
 
     return train(nn.ModuleDict({"model": model}), loss_of, path, minutes=minutes, learning_rate=3e-3)

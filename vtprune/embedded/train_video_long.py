@@ -6,21 +6,18 @@ many visual tokens are rare, because each costs as much as many short ones. Stil
 """
 
 import logging
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vtprune.embedded.clip_batches import ClipPool, Prefix, make_pool, pack
 from vtprune.embedded.clip_questions import KINDS
 from vtprune.embedded.clips import FRAMES, LONG, SLICE
 from vtprune.embedded.stills import make_still
-from vtprune.embedded.train_answers import IGNORED
-from vtprune.embedded.train_video_answers import CHAT_SHARE, GUIDED_WEIGHT, Reader, check
+from vtprune.embedded.train_video_answers import CHAT_SHARE, Reader, answer_loss, lagging
 from vtprune.embedded.training_loop import train
 from vtprune.embedded.video_architecture import TOKENS
 
@@ -91,17 +88,10 @@ def train_video_long(model: nn.Module, path: Path, *, minutes: float, learning_r
         if frames == LONG and rng.random() < STRETCHED:
             prefix = stretch(reader.prefix(LONG), reader.prefix(LONGEST), rng)
         hidden, astray = reader(here, batch, None, guided, prefix)
-        due = batch.labels != IGNORED
-        with torch.autocast("cpu", dtype=torch.bfloat16):
-            logits = model.lm_head(hidden[due]).float()
-        wanted = batch.labels[due]
-        right = (logits.argmax(-1) == wanted)[::2].float().mean().item()  # every other one is <eos>
-        loss, figures = F.cross_entropy(logits, wanted), {"frames": frames, "right": right}
-        for name, value in astray.items():
-            loss = loss + GUIDED_WEIGHT * value
-            figures[name] = value.item()
+        loss, figures = answer_loss(model, hidden, batch, astray)
+        figures["frames"] = frames
         if step % CHECK_EVERY == CHECK_EVERY - 1:
-            weights.update(_watch(reader, checks))
+            weights.update(lagging(reader, checks, LONG))
         return loss, figures
 
     return train(nn.ModuleDict({"model": model}), loss_of, path, minutes=minutes, learning_rate=learning_rate)
@@ -109,14 +99,3 @@ def train_video_long(model: nn.Module, path: Path, *, minutes: float, learning_r
 
 def _pool(tower: nn.Module, n: int, frames: int, seed: int) -> ClipPool:
     return make_pool(tower, n, frames, seed, **({"make": make_still} if frames == SLICE else {}))
-
-
-def _watch(reader: Reader, checks: Mapping[int, ClipPool]) -> dict[str, float]:
-    """Logs the share of right answers at each length; returns how often kinds of question shall be asked."""
-    weights = {}
-    for length, held in checks.items():
-        scores = check(reader, held, max(1, LONG // length))
-        LOG.info("check %d frames: %s", length, " ".join(f"{k} {100 * v:.0f}" for k, v in scores.items()))
-        if length == FRAMES:
-            weights = {kind: 0.3 + 2 * (1 - score) for kind, score in scores.items()}
-    return weights
