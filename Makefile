@@ -7,6 +7,7 @@
 #   make bench-engine      the engine's benchmark; its options in ARGS="..."
 #   make bench-policies    how long each policy takes to select; its options in ARGS="..."
 #   make bench-video       clips, few frames or many, pruned: answers and times; its options in ARGS="..."
+#   make bench-kernels     each operation of vtprune_kernels against plain torch and the machine's limit; ARGS="..."
 #   make clean             removes the environment and what was built
 #
 # The environment is made once and renewed when pyproject.toml or the constraints change. To override, by name:
@@ -35,7 +36,7 @@ ARGS ?=
 RUN := "$(VENV)/bin/python"
 INSTALL := $(RUN) -m pip install --disable-pip-version-check $(PIP_FLAGS) $(if $(CONSTRAINTS),-c "$(CONSTRAINTS)") $(TORCH)
 
-.PHONY: run test lint bench-quality bench-engine bench-policies bench-video install install-test clean
+.PHONY: run test lint bench-quality bench-engine bench-policies bench-video bench-kernels install install-test clean
 
 run: install
 	"$(VENV)/bin/vtprune" run $(ARGS)
@@ -61,6 +62,10 @@ bench-policies: install
 bench-video: install
 	$(INSTALL) -e ".[bench,video]"
 	$(RUN) -m benchmarks.video $(ARGS)
+
+bench-kernels: install-test
+	$(INSTALL) -e ".[bench]"
+	$(RUN) -m benchmarks.kernels $(ARGS)
 
 install: $(VENV)/.installed
 

@@ -1,6 +1,7 @@
 """Runs of tokens of one place, against plain loops and the released code's results."""
 
 import dataclasses
+import importlib
 import math
 
 import pytest
@@ -9,10 +10,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.policies.golden import load
-from vtprune.blocks import frame_runs
 from vtprune.blocks.frame_runs import anchors, clip_of_segments, previous_in_time, running_means, similarity_to
 from vtprune.tokens import Segment
 
+kernel = importlib.import_module("vtprune_kernels.frame_similarity")  # the package has the function of that name
 places = st.tuples(st.integers(-1, 1), st.integers(0, 3), st.integers(-1, 2), st.integers(0, 1))
 rows_of_clips = st.lists(st.tuples(st.integers(3, 5), places), max_size=40)
 
@@ -36,11 +37,11 @@ def test_the_previous_token_is_the_last_one_of_its_place(known):
     assert previous_in_time(clip, coords).tolist() == [latest(known, i) for i in range(len(known))]
 
 
-@pytest.mark.parametrize("block", [3, 4096])
+@pytest.mark.parametrize("block", [64, 1 << 20])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
 def test_similarity_is_the_cosine_with_the_previous_token(dtype, block, monkeypatch):
     """Oracle: a loop over rows in Python's floats."""
-    monkeypatch.setattr(frame_runs, "BLOCK", block)
+    monkeypatch.setattr(kernel, "BLOCK_BYTES", block)
     generator = torch.Generator().manual_seed(0)
     x = torch.randn(11, 8, generator=generator).to(dtype)
     x[3], x[5] = x[1], -2 * x[2]

@@ -7,8 +7,7 @@ import torch
 from torch import Tensor
 
 from vtprune.tokens import Segment
-
-BLOCK = 4096
+from vtprune_kernels.frame_similarity import frame_similarity
 
 
 def clip_of_segments(
@@ -68,13 +67,9 @@ def similarity_to(x: Tensor, previous: Tensor) -> Tensor:
     products of its largest values are beyond its range.
     """
     dtype = torch.float32 if x.dtype == torch.float16 else x.dtype
-    similarity = torch.full((len(x),), -2, dtype=dtype, device=x.device)
-    later = (previous >= 0).nonzero().flatten()
-    # a block bounds the copies that are made of the rows
-    for rows in later.split(BLOCK):
-        b, a = (x[i.to(x.device)].to(dtype) for i in (rows, previous[rows]))
-        similarity[rows.to(x.device)] = (a * b).sum(-1) / (a.norm(dim=-1) * b.norm(dim=-1))
-    return similarity
+    # the method's picks at bfloat16 are those of sums, products and quotients that are rounded one by one
+    rounded = x.dtype == torch.bfloat16
+    return frame_similarity(x, previous.to(x.device), eps=0, rounded=rounded).to(dtype)
 
 
 def anchors(previous: Tensor, joins: Tensor) -> Tensor:

@@ -18,13 +18,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from vtprune.blocks.frame_runs import BLOCK, clip_of_segments, previous_in_time
+from vtprune.blocks.frame_runs import clip_of_segments, previous_in_time
 from vtprune.policies.base import ScorePolicy, check_choices, quirks, register, top_rows
 from vtprune.policies.framefusion import IMAGES_AS_FRAMES
 from vtprune.tokens import ModelFacts, Selection, VisualTokens
+from vtprune_kernels.frame_similarity import frame_similarity
 
 COMPAT = ("raw-count", "model-dtype")
 CHOICES = {"images": (None, "apart", "spaced", "frames")}
+BLOCK = 4096  # rows
 FIRST = 255.0
 """The score of what has no frame before it: above every other, which are at most 2."""
 
@@ -108,10 +110,12 @@ class EVS(ScorePolicy):
         x, sizes = tokens.hidden, [len(segment) for segment in tokens.segments]
         places = torch.full((len(tokens), 4), -1) if tokens.coords is None else tokens.coords.cpu()
         previous = previous_in_time(torch.tensor(clips).repeat_interleave(torch.tensor(sizes)), places)
-        dtype = x.dtype if "model-dtype" in self._quirks else torch.promote_types(x.dtype, torch.float32)
-        score = torch.full((len(tokens),), FIRST, dtype=dtype, device=x.device)
+        if "model-dtype" not in self._quirks:
+            score = 1 - frame_similarity(x, previous.to(x.device))
+            return score.cpu().masked_fill(previous < 0, FIRST)
+        score = torch.full((len(tokens),), FIRST, dtype=x.dtype, device=x.device)
         # a block bounds the copies that are made of the rows
         for rows in (previous >= 0).nonzero().flatten().split(BLOCK):
-            now, before = (x[i.to(x.device)].to(dtype) for i in (rows, previous[rows]))
+            now, before = (x[i.to(x.device)] for i in (rows, previous[rows]))
             score[rows.to(x.device)] = 1 - F.cosine_similarity(now, before, dim=-1, eps=1e-8)
         return score.cpu()
