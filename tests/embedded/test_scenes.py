@@ -1,6 +1,7 @@
 """Scenes: what is drawn, asked and answered, against rules written down a second time."""
 
 import hashlib
+import os
 import re
 import subprocess
 import sys
@@ -109,7 +110,9 @@ def test_scenes_need_no_scikit_learn_and_the_package_stays_light():
         "print(sorted({'numpy', 'PIL', 'torch', 'transformers'} & (set(sys.modules) - before)));"
         "from vtprune.embedded.scenes import make_scene; make_scene(0)"
     )
-    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    # a checkout that is not installed finds both packages as this process does
+    env = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=env)
     assert (run.returncode, run.stdout.strip()) == (0, "[]"), run.stderr
 
 
