@@ -1,6 +1,7 @@
 """The kernels' benchmark on tiny shapes: that its forms agree and its rows are right, never how long anything takes."""
 
 import json
+from importlib.util import find_spec
 
 import pytest
 import torch
@@ -149,7 +150,10 @@ def test_a_run_leaves_numbers_a_table_and_a_plot(tmp_path, capsys):
     assert [row["op"] for row in result["rows"] if row["what"] == "kernel"] == ["gather_tokens", "greedy_select mmr"]
     assert {"device", "commit", "versions", "clock", "date"} <= {*result}
     assert out.with_suffix(".txt").read_text().strip() == text_of(result) and "100.0 % of picks" in text_of(result)
-    assert out.with_suffix(".png").read_bytes()[:4] == b"\x89PNG"
+    if find_spec("matplotlib"):
+        assert out.with_suffix(".png").read_bytes()[:4] == b"\x89PNG"
+    else:
+        assert not out.with_suffix(".png").exists()
     printed = capsys.readouterr().out
     again = tmp_path / "again.json"
     kernels.main(["--from", str(out), "--out", str(again)])
