@@ -12,7 +12,6 @@ import torch
 from torch import Tensor, nn
 
 from vtprune.signals import Need
-from vtprune_kernels.transition import transition as kernel
 
 Part = tuple[Tensor, Tensor | None]
 """Variations (B, P) of the physical rows at a module, and the columns (B, P) that those held, None for all."""
@@ -22,10 +21,14 @@ def transition(x: Tensor, out: Tensor, real: Tensor, unsigned: bool = False) -> 
     """(B, P) how much a module changes each token, in the dtype of ``x``.
 
     x, out:   (B, P, D), what goes into the module, after its norm, and what comes out, before it is added.
-    real:     (B, P) bool, False for padding, which takes no part in the normalisation and gets 0.
+    real:     (B, P) bool, False for padding, which takes no part in the normalisation.
     unsigned: direction by 1 - |cos| as the paper writes it, instead of 1 - cos as the authors' code has it.
     """
-    return kernel(x, out, real, unsigned=unsigned).to(x.dtype)
+    cosine = nn.functional.cosine_similarity(x, out, dim=-1, eps=1e-8)
+    turn = (1 - (cosine.abs() if unsigned else cosine)).exp()
+    share = turn / turn.masked_fill(~real, 0).sum(1, keepdim=True)
+    # a row of zeros is no token; where one appears it must not become nan
+    return out.norm(dim=-1) / x.norm(dim=-1).clamp(min=torch.finfo(x.dtype).tiny) * share
 
 
 def mlp_of(layer: nn.Module) -> nn.Module:
