@@ -20,6 +20,13 @@ class Shape:
     mlp: int
     vocab: int = 32768
 
+    @property
+    def text(self) -> dict[str, int]:
+        """The decoder's part of a config of transformers."""
+        sizes = {"hidden_size": self.hidden, "intermediate_size": self.mlp, "num_hidden_layers": self.layers}
+        heads = {"num_attention_heads": self.heads, "num_key_value_heads": self.kv_heads}
+        return {**sizes, **heads, "vocab_size": self.vocab, "max_position_embeddings": 65536}
+
 
 # the vocabulary is smaller than the originals': it costs memory, and only the last position gets logits
 SHAPES = {
@@ -37,9 +44,7 @@ def build(shape: Shape, dtype: torch.dtype, device: torch.device | str = "cpu", 
 
     The weights repeat one random block: the time of a matrix product does not depend on what is in it.
     """
-    sizes = {"hidden_size": shape.hidden, "intermediate_size": shape.mlp, "num_hidden_layers": shape.layers}
-    heads = {"num_attention_heads": shape.heads, "num_key_value_heads": shape.kv_heads}
-    text = hf.Qwen2Config(**sizes, **heads, vocab_size=shape.vocab, max_position_embeddings=65536, rope_theta=1e6)
+    text = hf.Qwen2Config(**shape.text, rope_theta=1e6)
     tower = {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2, "num_attention_heads": 2}
     config = hf.LlavaConfig(
         vision_config=hf.CLIPVisionConfig(**tower, image_size=side * PATCH, patch_size=PATCH),

@@ -15,6 +15,7 @@ import vtprune
 from benchmarks.quality import layer_share, parse_policy
 from benchmarks.video_clips import Filed
 from vtprune.cli.options import make_policy
+from vtprune.embedded.asking import encoded, said
 from vtprune.embedded.clip_questions import ClipQuestion
 from vtprune.embedded.scorer import objects_in
 from vtprune.quota import FrameScorer
@@ -109,11 +110,7 @@ def looks_into_the_tower(policy: object) -> bool:
 
 def prompts(processor, questions: Sequence[ClipQuestion], frames: np.ndarray, device: torch.device | str):
     """Model inputs of questions about the frames of one clip."""
-    texts = []
-    for question in questions:
-        content = [{"type": "video"}, {"type": "text", "text": question.text}]
-        texts.append(processor.apply_chat_template([{"role": "user", "content": content}], add_generation_prompt=True))
-    return processor(text=texts, videos=[frames] * len(texts), padding=True, return_tensors="pt").to(device)
+    return encoded(processor, [(frames, question.text) for question in questions], "video", device)
 
 
 class Asker:
@@ -151,16 +148,16 @@ class Asker:
             policy = None if condition.policy == UNPRUNED else condition.build()
             self.model.model.visual = self.tower if policy and looks_into_the_tower(policy) else self.once
             if self.scorer is not None and hasattr(policy, "frame_scores"):
-                said, seen = zip(*[self._scored(policy, question, pixels) for question in questions], strict=True)
+                answers, seen = zip(*[self._scored(policy, question, pixels) for question in questions], strict=True)
                 row |= {**seen[0], **{name: sum(one[name] for one in seen) / len(seen) for name in NUMBERS}}
             else:
                 with vtprune.pruned(self.model, policy) if policy else nullcontext() as report:
-                    said = self._said(self.inputs)
+                    answers = said(self.model, self.processor, self.inputs)
                     if report is not None:
                         row |= counts(report)
         except ValueError as error:
             return row | {"error": str(error)}
-        right = [text == question.answer for text, question in zip(said, questions, strict=True)]
+        right = [text == question.answer for text, question in zip(answers, questions, strict=True)]
         return row | {"right": "".join(str(int(hit)) for hit in right)}
 
     def _scored(self, policy: object, question: ClipQuestion, pixels: np.ndarray) -> tuple[str, dict]:
@@ -170,14 +167,8 @@ class Asker:
             self.scores[things] = self.scorer(list(pixels), question.text, things)
         scored = dataclasses.replace(policy, frame_scores=self.scores[things])
         with vtprune.pruned(self.model, scored) as report:
-            (said,) = self._said(prompts(self.processor, [question], pixels, self.model.device))
-            return said, counts(report)
-
-    def _said(self, inputs: Mapping[str, Tensor]) -> list[str]:
-        with torch.inference_mode():
-            output = self.model.generate(**inputs)
-        new = output[:, inputs["input_ids"].shape[1] :]
-        return [text.strip() for text in self.processor.batch_decode(new, skip_special_tokens=True)]
+            inputs = prompts(self.processor, [question], pixels, self.model.device)
+            return said(self.model, self.processor, inputs)[0], counts(report)
 
 
 def counts(report: Report) -> dict:

@@ -8,20 +8,16 @@ import torch
 import transformers as hf
 from torch import Tensor, nn
 
+from benchmarks import engine_model
+
 CHANGING = 0.2
 """Share of the patches of a slice that differ from those of the slice before."""
 
 
-@dataclass(frozen=True)
-class Shape:
-    """Decoder and vision tower. side: visual tokens per side of a slice of two frames."""
+@dataclass(frozen=True, kw_only=True)
+class Shape(engine_model.Shape):
+    """A decoder and a vision tower in real size. side: visual tokens per side of a slice of two frames."""
 
-    layers: int
-    hidden: int
-    heads: int
-    kv_heads: int
-    mlp: int
-    vocab: int
     tower_layers: int
     tower_hidden: int
     tower_heads: int
@@ -29,10 +25,13 @@ class Shape:
     side: int
 
 
-# the vocabulary is smaller than the original's: it costs memory, and only the last position gets logits
+def _shape(name: str, **tower: int) -> Shape:
+    return Shape(**vars(engine_model.SHAPES[name]), **tower)
+
+
 SHAPES = {
-    "7b": Shape(28, 3584, 28, 4, 18944, 32768, 32, 1280, 16, 3420, side=11),
-    "tiny": Shape(4, 32, 2, 1, 48, 512, 2, 32, 2, 48, side=2),
+    "7b": _shape("7b", tower_layers=32, tower_hidden=1280, tower_heads=16, tower_mlp=3420, side=11),
+    "tiny": _shape("tiny", tower_layers=2, tower_hidden=32, tower_heads=2, tower_mlp=48, side=2),
 }
 N_TEXT = 48
 MERGE = 2
@@ -41,11 +40,9 @@ MERGE = 2
 def build(shape: Shape, dtype: torch.dtype, device: torch.device | str) -> nn.Module:
     """The model in eval mode, with random weights."""
     head = shape.hidden // shape.heads
-    text = {"hidden_size": shape.hidden, "intermediate_size": shape.mlp, "num_hidden_layers": shape.layers}
-    text |= {"num_attention_heads": shape.heads, "num_key_value_heads": shape.kv_heads, "vocab_size": shape.vocab}
     sections = [head // 2 - 2 * (3 * head // 16), 3 * head // 16, 3 * head // 16]
     rope = {"rope_type": "default", "rope_theta": 1e6, "mrope_section": sections}
-    text |= {"max_position_embeddings": 65536, "rope_parameters": rope, "tie_word_embeddings": False}
+    text = {**shape.text, "rope_parameters": rope, "tie_word_embeddings": False}
     text |= {"bos_token_id": None, "eos_token_id": None}
     vision = {"depth": shape.tower_layers, "hidden_size": shape.tower_hidden, "num_heads": shape.tower_heads}
     vision |= {"intermediate_size": shape.tower_mlp, "out_hidden_size": shape.hidden, "spatial_merge_size": MERGE}

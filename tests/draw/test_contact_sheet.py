@@ -24,7 +24,7 @@ from vtprune.draw.contact_sheet import (
 from vtprune.draw.steps import Step
 from vtprune.embedded import load_video
 from vtprune.embedded.clips import make_clip
-from vtprune.report import Kept
+from vtprune.kept import Kept
 
 GRID = (2, 2)
 

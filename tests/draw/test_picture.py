@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from vtprune.draw.picture import BORDER, MAX_SIDE, MIN_SIDE, caption, overlay, side_by_side, stack
-from vtprune.report import Kept
+from vtprune.kept import Kept
 
 
 def places(*grids: tuple[int, int, int]) -> torch.Tensor:

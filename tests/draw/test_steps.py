@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from vtprune.draw.steps import clip_sources, frames_per_step, steps_of
-from vtprune.report import Kept
+from vtprune.kept import Kept
 
 
 def clip_of(into: list[int | None], grid: tuple[int, int, int]) -> Kept:

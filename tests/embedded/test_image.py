@@ -1,7 +1,6 @@
 """The shipped image model: it loads from the package with no network, and it looks at the picture."""
 
 import re
-import socket
 
 import pytest
 import torch
@@ -15,13 +14,8 @@ N_SCENES = 7
 
 
 @pytest.fixture(scope="module")
-def loaded():
-    def refuse(*args, **kwargs):
-        raise OSError("the test allows no network")
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(socket.socket, "connect", refuse)
-        return load_image()
+def loaded(no_network):
+    return load_image()
 
 
 @pytest.fixture(scope="module")

@@ -1,7 +1,5 @@
 """The shipped video model: it loads from the package with no network, and it looks at all of the clip, in order."""
 
-import socket
-
 import pytest
 import torch
 
@@ -14,13 +12,8 @@ N_CLIPS = 14
 
 
 @pytest.fixture(scope="module")
-def loaded():
-    def refuse(*args, **kwargs):
-        raise OSError("the test allows no network")
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(socket.socket, "connect", refuse)
-        return load_video()
+def loaded(no_network):
+    return load_video()
 
 
 @pytest.fixture(scope="module")

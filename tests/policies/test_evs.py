@@ -11,8 +11,8 @@ import vtprune
 from tests import oracle, tiny
 from tests.policies.fabricate import Source
 from tests.policies.golden import load
+from vtprune.blocks.frame_runs import IMAGES_AS_FRAMES
 from vtprune.policies.evs import EVS, FIRST_ONLY, NO_TIME, NO_VIDEO
-from vtprune.policies.framefusion import IMAGES_AS_FRAMES
 from vtprune.tokens import Segment, VisualTokens
 
 

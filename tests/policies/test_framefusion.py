@@ -15,7 +15,8 @@ from tests.policies.golden import load, weights
 from tests.probe import answer
 from vtprune import BEFORE_LLM, inside
 from vtprune.apply import merge_rows
-from vtprune.policies.framefusion import IMAGES_AS_FRAMES, FrameFusion
+from vtprune.blocks.frame_runs import IMAGES_AS_FRAMES
+from vtprune.policies.framefusion import FrameFusion
 from vtprune.tokens import ModelFacts, Segment, VisualTokens
 from vtprune_kernels.attention_columns import Visible
 from vtprune_kernels.attention_rows import attention_rows

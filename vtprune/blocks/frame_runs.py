@@ -6,8 +6,21 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from vtprune.tokens import Segment
+from vtprune.tokens import ModelFacts, Segment
 from vtprune_kernels.frame_similarity import frame_similarity
+
+IMAGES = (None, "apart", "spaced", "frames")
+"""What an option ``images`` of a policy may be: one of those of ``clip_of_segments``, None for ``usual_images``."""
+
+IMAGES_AS_FRAMES = (
+    "consecutive images of one size with text between them are read as the frames of one video, as this model gets "
+    "videos; images='apart' keeps them apart"
+)
+
+
+def usual_images(facts: ModelFacts) -> str:
+    """How images are read where no option says it: InternVL gets the frames of videos as images."""
+    return "spaced" if facts.model_type == "internvl" else "apart"
 
 
 def clip_of_segments(

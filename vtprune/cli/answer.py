@@ -12,6 +12,7 @@ from typing import Any
 import torch
 
 from vtprune.api import pruned
+from vtprune.chat import floats_as
 from vtprune.cli import same_budget
 from vtprune.cli.console import note, status, still
 from vtprune.cli.error import UserError
@@ -97,9 +98,9 @@ def pruned_trial(loaded: Loaded, raw, parts: list[Part], policy: Any, positions:
 
 
 def placed(raw: Mapping[str, Any], model: torch.nn.Module) -> dict[str, Any]:
-    """Inputs where the model is, pixels in its dtype; seconds stay as exact as they are, for positions come of them."""
+    """Inputs where the model is, pixels in its dtype."""
     there = {name: value.to(model.device) if hasattr(value, "to") else value for name, value in raw.items()}
-    return there | {name: value.to(model.dtype) for name, value in there.items() if name.startswith("pixel_values")}
+    return floats_as(there, model)
 
 
 def _read_by(loaded: Loaded, prompt: str, asked: Asked, frames: list[Frames] | None = None) -> tuple[list[Part], Any]:

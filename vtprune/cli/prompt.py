@@ -8,9 +8,9 @@ from typing import Any
 
 from PIL import Image
 
+from vtprune.chat import encode
 from vtprune.cli.error import UserError, one_line
 from vtprune.models import Loaded
-from vtprune.quota.chat import encode
 from vtprune.video.frames import Frames
 from vtprune.video.inputs import places, processor_arguments
 

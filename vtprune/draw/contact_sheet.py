@@ -16,7 +16,7 @@ from torch import Tensor
 from vtprune.draw.panel import gutter_of, paint, share_bar
 from vtprune.draw.picture import INK, PAPER, label, stack, type_face
 from vtprune.draw.steps import Step, clip_sources, frames_per_step, stand_in_rows, steps_of
-from vtprune.report import Kept
+from vtprune.kept import Kept
 
 MAX_PANELS = 160
 """Of a clip with more steps only every second, third, ... is drawn, and the title says so."""

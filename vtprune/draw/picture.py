@@ -10,7 +10,7 @@ from collections.abc import Sequence
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont, features
 
-from vtprune.report import Kept
+from vtprune.kept import Kept
 
 MIN_SIDE = 640
 """Smaller pictures are enlarged to at least this many pixels on their shorter side."""

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from vtprune.report import Kept
+from vtprune.kept import Kept
 
 
 @dataclass(frozen=True)

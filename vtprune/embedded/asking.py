@@ -22,18 +22,27 @@ def replies(
     visual: "image" or "video".
     """
     for first in range(0, len(pairs), batch):
-        visuals, texts = zip(*pairs[first : first + batch], strict=True)
-        prompts = []
-        for one, text in zip(visuals, texts, strict=True):
-            content = [{"type": visual}] * (one is not None) + [{"type": "text", "text": text}]
-            chat = [{"role": "user", "content": content}]
-            prompts.append(processor.apply_chat_template(chat, add_generation_prompt=True))
-        given = {} if visuals[0] is None else {f"{visual}s": list(visuals)}
-        inputs = processor(text=prompts, padding=True, return_tensors="pt", **given).to(model.device)
-        with torch.inference_mode():
-            output = model.generate(**inputs)
-        new = output[:, inputs["input_ids"].shape[1] :]
-        yield from (text.strip() for text in processor.batch_decode(new, skip_special_tokens=True))
+        yield from said(model, processor, encoded(processor, pairs[first : first + batch], visual, model.device))
+
+
+def encoded(processor: Any, pairs: Sequence[tuple[Any, str]], visual: str, device: torch.device | str) -> Any:
+    """Model inputs of one batch of pairs, see ``replies``."""
+    visuals, texts = zip(*pairs, strict=True)
+    prompts = []
+    for one, text in zip(visuals, texts, strict=True):
+        content = [{"type": visual}] * (one is not None) + [{"type": "text", "text": text}]
+        chat = [{"role": "user", "content": content}]
+        prompts.append(processor.apply_chat_template(chat, add_generation_prompt=True))
+    given = {} if visuals[0] is None else {f"{visual}s": list(visuals)}
+    return processor(text=prompts, padding=True, return_tensors="pt", **given).to(device)
+
+
+def said(model: torch.nn.Module, processor: Any, inputs: Mapping[str, torch.Tensor]) -> list[str]:
+    """The greedy answer to each prompt of a batch."""
+    with torch.inference_mode():
+        output = model.generate(**inputs)
+    new = output[:, inputs["input_ids"].shape[1] :]
+    return [text.strip() for text in processor.batch_decode(new, skip_special_tokens=True)]
 
 
 def most_frequent(questions: Sequence[Asked], seen: Iterable[Asked]) -> list[str]:
@@ -44,12 +53,12 @@ def most_frequent(questions: Sequence[Asked], seen: Iterable[Asked]) -> list[str
     return [counts[question.kind].most_common(1)[0][0] for question in questions]
 
 
-def tally(questions: Sequence[Asked], said: Mapping[str, Sequence[str]], kinds: Iterable[str]) -> dict[str, dict]:
-    """{kind, and "all": {"n": questions, column: right answers}} of the answers ``said`` in each column."""
+def tally(questions: Sequence[Asked], answers: Mapping[str, Sequence[str]], kinds: Iterable[str]) -> dict[str, dict]:
+    """{kind, and "all": {"n": questions, column: right answers}} of the ``answers`` in each column."""
     rows = {}
     for kind in (*kinds, "all"):
         which = [i for i, question in enumerate(questions) if kind in (question.kind, "all")]
         rows[kind] = {"n": len(which)} | {
-            column: sum(texts[i] == questions[i].answer for i in which) for column, texts in said.items()
+            column: sum(texts[i] == questions[i].answer for i in which) for column, texts in answers.items()
         }
     return rows

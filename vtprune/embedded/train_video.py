@@ -6,36 +6,21 @@ longer, and of single frames (see ``train_video_long``).
 All stages go on from the checkpoints found in DIR; with larger budgets than before, they are trained further.
 """
 
-import argparse
-import json
-import logging
-from pathlib import Path
-
-import torch
-
 from vtprune.embedded import train_video_answers as second
 from vtprune.embedded import train_video_long as third
 from vtprune.embedded import train_video_tower as first
 from vtprune.embedded.clips import FRAMES, LONG, SIDE
-from vtprune.embedded.train_image import cpu_name
+from vtprune.embedded.training_run import begin, surroundings, write_facts
 from vtprune.embedded.video_architecture import GRID, VOCABULARY, build_video_model, save_video
-
-SEED = 0
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--tower-minutes", type=float, default=16, help="training time of the first stage")
-    parser.add_argument("--answer-minutes", type=float, default=50, help="and of the second, its pool excluded")
-    parser.add_argument("--long-minutes", type=float, default=48, help="and of the third")
-    parser.add_argument("--out", type=Path, required=True, help="folder of the checkpoints and of the trained model")
-    parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--pool", type=int, default=1500, help="clips of the second stage at a time")
-    options = parser.parse_args()
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
-    torch.set_num_threads(options.threads)
-    torch.manual_seed(SEED)
-    options.out.mkdir(parents=True, exist_ok=True)
+    stages = {
+        "tower": (16, "training time of the first stage"),
+        "answer": (50, "and of the second, its pool excluded"),
+        "long": (48, "and of the third"),
+    }
+    options = begin(__doc__, stages, 1500, "clips of the second stage at a time")
     model = build_video_model()
     model.set_attn_implementation("eager")  # torch's fused attention is slow to differentiate on a CPU
     facts = {
@@ -47,10 +32,8 @@ def main() -> None:
         "frames": FRAMES,
         "long": LONG,
         "words": len(VOCABULARY),
-        "pool": options.pool,
         "pool_middle": second.pool_size(options.pool, 2 * FRAMES),
         "pool_long": second.pool_size(options.pool, LONG),
-        "threads": options.threads,
         "tower_clips": first.CLIPS,
         "tower_slices": first.CLIPS * first.SLICES,
         "closer": 100 * second.CLOSER_UNTIL,
@@ -59,9 +42,7 @@ def main() -> None:
         "word_layer": second.WORD_LAYER,
         "cue_layer": second.CUE_LAYER,
         "evidence_layer": second.EVIDENCE_LAYER,
-        "seed": SEED,
-        "cpu": cpu_name(),
-        "torch": torch.__version__,
+        **surroundings(options),
     }
     steps, seconds = first.train_video_tower(model, options.out / "tower.safetensors", minutes=options.tower_minutes)
     facts |= {"tower_steps": steps, "tower_minutes": seconds / 60}
@@ -71,7 +52,7 @@ def main() -> None:
     steps, seconds = third.train_video_long(model, options.out / "long.safetensors", minutes=options.long_minutes)
     facts |= {"long_steps": steps, "long_minutes": seconds / 60}
     save_video(model, options.out / "model")
-    (options.out / "model" / "training.json").write_text(json.dumps(facts, indent=2) + "\n")
+    write_facts(options.out / "model", facts)
 
 
 if __name__ == "__main__":

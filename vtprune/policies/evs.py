@@ -18,14 +18,19 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from vtprune.blocks.frame_runs import clip_of_segments, previous_in_time
+from vtprune.blocks.frame_runs import (
+    IMAGES,
+    IMAGES_AS_FRAMES,
+    clip_of_segments,
+    previous_in_time,
+    usual_images,
+)
 from vtprune.policies.base import ScorePolicy, check_choices, quirks, register, top_rows
-from vtprune.policies.framefusion import IMAGES_AS_FRAMES
 from vtprune.tokens import ModelFacts, Selection, VisualTokens
 from vtprune_kernels.frame_similarity import frame_similarity
 
 COMPAT = ("raw-count", "model-dtype")
-CHOICES = {"images": (None, "apart", "spaced", "frames")}
+CHOICES = {"images": IMAGES}
 BLOCK = 4096  # rows
 FIRST = 255.0
 """The score of what has no frame before it: above every other, which are at most 2."""
@@ -65,9 +70,7 @@ class EVS(ScorePolicy):
 
     def fitted(self, facts: ModelFacts) -> "EVS":
         """Takes over how this kind of model gets videos, where no option says it."""
-        return dataclasses.replace(
-            self, images=self.images or ("spaced" if facts.model_type == "internvl" else "apart")
-        )
+        return dataclasses.replace(self, images=self.images or usual_images(facts))
 
     def count(self, n: int) -> int:
         """How many of ``n`` tokens to keep, first frames aside: rounded down, at most n; it may be 0."""

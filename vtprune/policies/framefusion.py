@@ -20,19 +20,23 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor
 
-from vtprune.blocks.frame_runs import anchors, clip_of_segments, previous_in_time, running_means, similarity_to
+from vtprune.blocks.frame_runs import (
+    IMAGES,
+    IMAGES_AS_FRAMES,
+    anchors,
+    clip_of_segments,
+    previous_in_time,
+    running_means,
+    similarity_to,
+    usual_images,
+)
 from vtprune.blocks.layer_budget import required
 from vtprune.policies.base import check_choices, check_ratio, quirks, register, top_rows
 from vtprune.tokens import BEFORE_LLM, ModelFacts, Selection, VisualTokens, inside
 
 PUBLISHED_LAYERS = 28
 COMPAT = ("28-layers", "released-means")
-CHOICES = {"budget": ("segment", "prompt"), "images": (None, "apart", "spaced", "frames")}
-
-IMAGES_AS_FRAMES = (
-    "consecutive images of one size with text between them are read as the frames of one video, as this model gets "
-    "videos; images='apart' keeps them apart"
-)
+CHOICES = {"budget": ("segment", "prompt"), "images": IMAGES}
 _MEMORY = "framefusion"
 
 
@@ -117,7 +121,7 @@ class FrameFusion:
             self,
             layers=facts.depth,
             queries=self.queries or (4 if qwen_vl else 1),
-            images=self.images or ("spaced" if facts.model_type == "internvl" else "apart"),
+            images=self.images or usual_images(facts),
         )
 
     # ---- the answer

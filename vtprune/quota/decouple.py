@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from vtprune.quota.chat import chat_text, device_of, encode
+from vtprune.chat import chat_text, device_of, encode
 
 MAX_OBJECTS, MAX_NAME = 64, 100
 """Longer lists and names are no answer to the question."""

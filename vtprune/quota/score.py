@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from vtprune.blocks.frame_grid import checked_scores
-from vtprune.quota.chat import chat_text, device_of, encode, floats_as
+from vtprune.chat import chat_text, device_of, encode, floats_as
 
 
 @runtime_checkable

@@ -9,6 +9,7 @@ import numpy as np
 from PIL import Image
 from torch import Tensor, nn
 
+from vtprune.chat import chat_text, device_of, encode, floats_as
 from vtprune.video.frames import Frames
 
 Clip = Frames | Sequence[Any]
@@ -51,9 +52,6 @@ def processor_arguments(processor: Any, visuals: Sequence[Image.Image | Clip]) -
 
 def video_inputs(model: nn.Module, processor: Any, frames: Clip, question: str) -> Mapping[str, Tensor]:
     """Model inputs of one question about the frames of one clip."""
-    # quota asks about clips itself, so it imports this module
-    from vtprune.quota.chat import chat_text, device_of, encode, floats_as
-
     text = chat_text(processor, question, places(processor, frames))
     inputs = encode(processor, [text], device_of(model), **processor_arguments(processor, [frames]))
     return floats_as(inputs, model)

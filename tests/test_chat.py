@@ -3,8 +3,8 @@
 import pytest
 import torch
 
+from vtprune.chat import chat_text, encode, floats_as
 from vtprune.embedded import example, load_image
-from vtprune.quota.chat import chat_text, encode, floats_as
 
 
 class Tokenizer:
