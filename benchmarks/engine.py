@@ -1,4 +1,4 @@
-"""What pruning costs and saves inside one model: ``python -m benchmarks.engine``, about eight minutes on two cores.
+"""What pruning costs and saves inside one model: ``python -m benchmarks.engine``, about ten minutes on two cores.
 
 Everything is a ratio within one run: keeping everything against the unwrapped model, pruning before the LLM against a
 prompt that was short from the start, pruning in layer 2 against what its FLOPs allow, and against a peer that masks.
@@ -19,6 +19,7 @@ import vtprune
 from benchmarks.engine_hooks import hook_rows
 from benchmarks.engine_memory import memory_rows, settings
 from benchmarks.engine_model import SHAPES, build
+from benchmarks.engine_ragged import ragged_rows
 from benchmarks.engine_select import GRIDS, select_rows
 from benchmarks.engine_speed import LAYER, Bench, decode_rows, kv_rows, noise_row, prefill_rows, timed
 from benchmarks.engine_table import tables, verdicts
@@ -26,7 +27,7 @@ from benchmarks.engine_time import clock_of
 from benchmarks.measure import ROOT, conditions, paired
 
 RESULTS = ROOT / "benchmarks" / "results"
-PARTS = ("speed", "memory", "hooks", "select")
+PARTS = ("speed", "ragged", "memory", "hooks", "select")
 QUICK = {"images": [1], "keep": [0.25], "rounds": [2], "steps": 5, "hook_rounds": 12, "sizes": [576, 2880]}
 
 
@@ -114,6 +115,9 @@ def all_rows(args: argparse.Namespace, clock: dict, tell: Teller) -> list[dict]:
         rows += hook_rows(args.hook_rounds, tell=tell)
     if "select" in args.parts:
         rows += select_rows(args.policies, args.sizes, args.device, clock, tell)
+    if "ragged" in args.parts:
+        of = (args.shape, getattr(torch, args.dtype), args.device)
+        rows += ragged_rows(*of, args.images, args.text, args.rounds, clock, tell)
     if "speed" in args.parts:
         rows += speed_rows(args, clock, tell)
     return rows

@@ -53,6 +53,10 @@ TABLES: dict[str, tuple[str, list[Column]]] = {
         "Prefill",
         [*TIMED, ("s", ranged("seconds", digits=2)), *JUDGED, ("x masked", ranged("over_masked")), ("in hooks", hooks)],
     ),
+    "ragged prefill": (
+        "Prefill of a batch whose samples keep different numbers of tokens",
+        [("visual", plain("visual")), *WHO, ("by", plain("way")), ("s", ranged("seconds")), *JUDGED],
+    ),
     "decode step": (
         "Decode step",
         [*TIMED, ("ms", ranged("seconds", 1000, 1)), *JUDGED, ("a layer's hook", hooks)],

@@ -49,15 +49,17 @@ def parts(device: str, tiny: bool) -> list[Part]:
             Part("tests", 0.4, ("benchmarks.gpu_tests", "--budget", "{budget}", "--notes", "{out}", "--files", *files)),
             Part("kernels", 0.3, _kernels(device, *kernels)),
             Part("engine: speed", 0.2, _engine(device, "speed", *engine, *prompts)),
-            Part("engine: select", 0.1, _engine(device, "select", *engine, *prompts)),
+            Part("engine: select", 0.05, _engine(device, "select", *engine, *prompts)),
+            Part("engine: ragged", 0.05, _engine(device, "ragged", *engine, *prompts)),
         ]
     engine = ("--shape", "7b", "--images", "1,5", "--rounds", "5,4", "--dtype", "bfloat16")
     return [
-        Part("tests", 0.3, ("benchmarks.gpu_tests", "--budget", "{budget}", "--notes", "{out}")),
-        Part("kernels", 0.3, _kernels(device, "--patience", "1")),
+        Part("tests", 0.28, ("benchmarks.gpu_tests", "--budget", "{budget}", "--notes", "{out}")),
+        Part("kernels", 0.27, _kernels(device, "--patience", "1")),
         Part("engine: speed", 0.2, _engine(device, "speed", *engine)),
+        Part("engine: ragged", 0.08, _engine(device, "ragged", *engine)),
         Part("engine: select", 0.05, _engine(device, "select", *engine)),
-        Part("engine: memory", 0.15, _engine(device, "memory", *engine, "--keep", "0.25")),
+        Part("engine: memory", 0.12, _engine(device, "memory", *engine, "--keep", "0.25")),
     ]
 
 

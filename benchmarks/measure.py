@@ -1,23 +1,21 @@
 """The one stopwatch: seconds, peak memory, and the conditions without which neither means anything."""
 
-import ctypes
-import gc
 import os
 import platform
 import re
 import shlex
-import subprocess
 import sys
 import time
 from collections.abc import Callable
 from datetime import datetime, timezone
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 import torch
 
+from vtprune.bench import memory
+from vtprune.bench.versions import commit, versions
+
 ROOT = Path(__file__).parents[1]
-PACKAGES = ("vtprune", "torch", "transformers", "triton", "flash-attn", "accelerate")
 
 
 def _synchronize() -> None:
@@ -95,36 +93,7 @@ def peak_bytes(fn: Callable[[], object]) -> int | None:
     library keep for reuse are handed back first, but what they cannot hand back is not seen when it is used again.
     Differences below a few MiB mean nothing there. Elsewhere None.
     """
-    gc.collect()
-    if torch.cuda.is_available():
-        _synchronize()
-        start = torch.cuda.memory_allocated()
-        torch.cuda.reset_peak_memory_stats()
-        fn()
-        _synchronize()
-        return torch.cuda.max_memory_allocated() - start
-    start = _reset_high_water_mark()
-    if start is None:
-        return None
-    fn()
-    return max(0, _resident("VmHWM") - start)
-
-
-def _reset_high_water_mark() -> int | None:
-    """Resident bytes now, the high-water mark being set back to them; None where the system keeps no such mark."""
-    try:
-        if sys.platform == "linux" and platform.libc_ver()[0] == "glibc":
-            ctypes.CDLL(None).malloc_trim(0)
-        Path("/proc/self/clear_refs").write_text("5")
-        return _resident("VmHWM")
-    except OSError:
-        return None
-
-
-def _resident(field: str) -> int:
-    """A line of /proc/self/status in bytes: VmRSS is what is resident, VmHWM the most that was."""
-    status = Path("/proc/self/status").read_text()
-    return 1024 * int(re.search(rf"^{field}:\s+(\d+) kB", status, re.MULTILINE).group(1))
+    return memory.peak_bytes(fn, torch.device("cuda" if torch.cuda.is_available() else "cpu"))
 
 
 def conditions() -> dict:
@@ -135,9 +104,9 @@ def conditions() -> dict:
     return {
         "device": torch.cuda.get_device_name() if torch.cuda.is_available() else _processor(),
         "threads": torch.get_num_threads(),
-        "commit": _commit(),
+        "commit": commit() or "unknown",
         "command": shlex.join(["python", *sys.orig_argv[1:]]),
-        "versions": {"python": platform.python_version(), **_versions()},
+        "versions": versions(),
         "date": datetime.now(timezone.utc).date().isoformat(),
     }
 
@@ -146,25 +115,3 @@ def _processor() -> str:
     info = Path("/proc/cpuinfo")
     found = re.search(r"^model name\s*:\s*(.+)$", info.read_text(), re.MULTILINE) if info.exists() else None
     return f"CPU, {found.group(1) if found else platform.machine()}, {os.cpu_count()} cores"
-
-
-def _versions() -> dict[str, str]:
-    found = {}
-    for package in PACKAGES:
-        try:
-            found[package] = version(package)
-        except PackageNotFoundError:
-            continue
-    # the build says more than the release: 2.13.0+cpu
-    return {**found, "torch": str(torch.__version__)}
-
-
-def _commit() -> str:
-    def git(*arguments: str) -> str:
-        done = subprocess.run(["git", "-C", str(ROOT), *arguments], capture_output=True, text=True, check=True)
-        return done.stdout.strip()
-
-    try:
-        return git("rev-parse", "HEAD") + ("+changes" if git("status", "--porcelain", "--untracked-files=no") else "")
-    except (OSError, subprocess.CalledProcessError):
-        return "unknown"

@@ -16,12 +16,20 @@ _ATTRIBUTE = "_vtprune"
 
 
 def wrap(
-    model: nn.Module, policy: str | Policy, *, positions: str | None = None, strict: bool = True, **options
+    model: nn.Module,
+    policy: str | Policy,
+    *,
+    positions: str | None = None,
+    ragged: str = "auto",
+    strict: bool = True,
+    **options,
 ) -> nn.Module:
     """Prunes visual tokens in every later ``model.generate()`` or forward. Changes the model in place and returns it.
 
     policy:    a registered name with its options (``"fastv", keep_ratio=0.25``), or a policy object.
     positions: "original" or "compact", instead of what the policy's method does.
+    ragged:    how samples of unequal length attend in a prefill of a model on "sdpa": "padded" and masked; "packed",
+               without their padding; or "auto", packed where that was measured to be faster, on a CPU.
     strict:    False tries to detect the parts of a model whose family is unknown, warns, and tests itself.
     Raises:    ValueError (unknown policy, wrong or impossible option, already wrapped), TypeError (not a policy,
                options beside an object), NotImplementedError (a family or decoder that cannot be pruned). If it raises,
@@ -31,6 +39,7 @@ def wrap(
     from vtprune.families.detect import detect_family
     from vtprune.plan import Plan, check_sites, facts_of
     from vtprune.pruner import Pruner
+    from vtprune.ragged import check_ragged
     from vtprune.refuse import check_model
     from vtprune.selftest import self_test
     from vtprune.signals import check_needs
@@ -39,6 +48,7 @@ def wrap(
         raise ValueError(
             f"this model is already wrapped with {_pruner(model).plan.policy}; call vtprune.unwrap(model) first"
         )
+    check_ragged(ragged)
     policy = _make(policy, options)
     inner = model.get_base_model() if hasattr(model, "get_base_model") else model
     family = family_of(inner) if strict else detect_family(inner)
@@ -50,7 +60,7 @@ def wrap(
     check_sites(policy, len(family.decoder(inner).layers))
     check_needs(policy, family, inner)
     plan = Plan(inner, family, policy, positions)
-    vars(model)[_ATTRIBUTE] = Pruner(inner, family, plan)
+    vars(model)[_ATTRIBUTE] = Pruner(inner, family, plan, ragged)
     return model
 
 

@@ -34,12 +34,15 @@ class Merge:
 class Step:
     """A pruning of a whole batch: ``order`` (B, K) rows that live on, ``valid`` (B, K) or None, merges by sample.
 
+    lengths: how many rows of each sample live on.
+
     The pads that unequal counts need stand on the left and repeat the first kept row, so that they hold finite
     numbers and attend to something.
     """
 
     order: Tensor
     valid: Tensor | None
+    lengths: tuple[int, ...]
     merges: tuple[tuple[int, Merge], ...] = ()
 
     def apply(self, hidden: Tensor) -> Tensor:
@@ -80,7 +83,7 @@ def build_step(kept: Sequence[Tensor], merges: Sequence[Merge | None], device: t
         for b, (merge, pad) in enumerate(zip(merges, pads, strict=True))
         if merge is not None
     )
-    return Step(order.to(device), valid, placed)
+    return Step(order.to(device), valid, tuple(map(len, kept)), placed)
 
 
 def scatter_rows(hidden: Tensor, columns: Tensor, valid: Tensor | None, length: int) -> Tensor:

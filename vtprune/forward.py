@@ -103,7 +103,7 @@ class Forward:
     """The state of one forward.
 
     columns: (B, P) logical columns of this forward that the physical rows hold; None until something was pruned.
-    valid:   (B, P) or None; False for pads that unequal counts made necessary.
+    valid:   (B, P) or None; False for pads that unequal counts made necessary. lengths: rows of each sample but pads.
     arrival: what the cache layers from here on will store; None until something was pruned.
     """
 
@@ -119,6 +119,7 @@ class Forward:
         self.samples: list[Sample] = []
         self.columns: Tensor | None = None
         self.valid: Tensor | None = None
+        self.lengths: tuple[int, ...] = ()
         self.arrival: Arrival | None = None
         self.steps: list[Step] = []
         self.plain = True
@@ -194,7 +195,7 @@ class Forward:
         if self.columns is None:
             self.columns = torch.arange(self.length, device=device).expand(batch, -1)
         # layers may lie on several devices: everything follows the layer that prunes
-        self.columns, self.valid = step.follow(self.columns.to(device)), step.valid
+        self.columns, self.valid, self.lengths = step.follow(self.columns.to(device)), step.valid, step.lengths
         if self.positions != "original":
             # a row renumbered from `start` on has moved by what was dropped before its end
             dropped = self.length - self.counts(device)
@@ -214,6 +215,16 @@ class Forward:
                 real = real.gather(1, self.columns.to(device))
             self.memo[key] = real if self.valid is None else real & self.valid.to(device)
         return self.memo[key]
+
+    def tokens_behind_padding(self) -> tuple[int, ...] | None:
+        """How many tokens each sample ends with, the prompt's own padding left out; None where it stands elsewhere."""
+        counts = []
+        for row, length in zip(self.layout.rows, self.lengths, strict=True):
+            padding = int((~row.real).sum())
+            if not bool(row.real[padding:].all()):
+                return None
+            counts.append(length - padding)
+        return tuple(counts)
 
     def counts(self, device: torch.device) -> Tensor:
         if self.valid is None:

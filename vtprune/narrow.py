@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+import torch
 from torch import Tensor, nn
 
 from vtprune import compat
@@ -12,7 +13,9 @@ from vtprune.cache import PrunedDynamicLayer, PrunedLayer, PrunedStaticLayer, li
 from vtprune.families.base import Family
 from vtprune.forward import Forward
 from vtprune.masks import narrow_mask
+from vtprune.ragged import RaggedMask, packs
 from vtprune.slots import Slots
+from vtprune_kernels.gather_site import gather_site
 
 KNOWN_ARGUMENTS = {
     "hidden_states",
@@ -27,8 +30,8 @@ KNOWN_ARGUMENTS = {
 class LayerArguments:
     """Narrows what the decoder of one wrapped model hands to its layers. Layers pruned alike share the results."""
 
-    def __init__(self, decoder: nn.Module, family: Family):
-        self.decoder, self.family = decoder, family
+    def __init__(self, decoder: nn.Module, family: Family, ragged: str):
+        self.decoder, self.family, self.ragged = decoder, family, ragged
 
     def shift(self, bound: Mapping, index: int) -> Tensor | None:
         """(B,) by how much earlier turns renumbered this layer's positions; None for original positions."""
@@ -94,7 +97,20 @@ class LayerArguments:
         positions = positions.to(device)
         valid = None if valid is None else valid.to(device)
         columns = None if forward.columns is None else forward.columns.to(device)
-        return narrow_mask(mask, columns, positions, valid, hidden.shape[1], start, start + length, kind, hidden.dtype)
+        n = hidden.shape[1]
+        narrowed = narrow_mask(mask, columns, positions, valid, n, start, start + length, kind, hidden.dtype)
+        # without earlier keys samples attend to themselves alone
+        alone = forward.columns is not None and start == 0 and positions.shape[1] == n
+        return self._packed(forward, mask, narrowed, valid, device) if alone else narrowed
+
+    def _packed(self, forward: Forward, mask, narrowed, valid: Tensor | None, device: torch.device):
+        """The narrowed mask, such that samples attend without their padding where that is possible and wanted."""
+        if narrowed is None or not packs(self.ragged, compat.attention_kind(self.decoder.config), device):
+            return narrowed
+        if mask is None:
+            return RaggedMask.of(narrowed, valid, forward.lengths)
+        lengths = forward.tokens_behind_padding()
+        return narrowed if lengths is None else RaggedMask.if_causal(narrowed, forward.real(device), lengths)
 
     def _window(self, index: int) -> int | None:
         return compat.attention_window(self.decoder.layers[index].self_attn)
@@ -106,11 +122,7 @@ class LayerArguments:
         key = ("rotary", id(tables), device)
         if key not in forward.memo:
             columns = forward.columns.to(device)
-            gathered = (
-                tuple(gather_rows(table, columns) for table in tables)
-                if isinstance(tables, tuple)
-                else gather_rows(tables, columns)
-            )
+            gathered = gather_site(tables, columns) if isinstance(tables, tuple) else gather_rows(tables, columns)
             forward.memo[key] = (gathered, tables)
         return forward.memo[key][0]
 

@@ -36,7 +36,7 @@ _LOCK = threading.Lock()
 class Pruner:
     """The hooks of one wrapped model and nothing that outlives a forward, except the report."""
 
-    def __init__(self, model: nn.Module, family: Family, plan: Plan):
+    def __init__(self, model: nn.Module, family: Family, plan: Plan, ragged: str = "padded"):
         self.family, self.plan = family, plan
         self.base, self.decoder = family.base(model), family.decoder(model)
         self.layers = self.decoder.layers
@@ -47,7 +47,7 @@ class Pruner:
             for kind, module in (("base", self.base), ("decoder", self.decoder), ("layer", self.layers[0]))
         }
         self.report = Report(model, family, plan)
-        self.arguments = LayerArguments(self.decoder, family)
+        self.arguments = LayerArguments(self.decoder, family, ragged)
         self.sight = Sight(self)
         self.handles: list = []
         self.layer_handles: list = []

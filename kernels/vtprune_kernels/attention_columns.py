@@ -1,5 +1,6 @@
 """attention_columns: how much attention each key gets; log_sum_exp; and, for all of them, masked scores in blocks."""
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import reduce
@@ -11,8 +12,12 @@ from torch import Tensor
 
 from vtprune_kernels.dispatch import use_triton
 
-CPU_BLOCK_BYTES = 4 << 20
-"""Scores that the torch forms hold at a time on a CPU: what stays in its cache between two passes."""
+CPU_BLOCK_BYTES = 1 << 20
+"""Scores that the torch forms hold at a time on a CPU: what stays in the cache of one core between two passes."""
+
+CPU_BLOCK_ROWS = 128
+"""Rows of the product of queries and keys that a block there has at least, however long: fewer are multiplied slower
+than what leaves the cache is read again."""
 
 DEVICE_BLOCK_BYTES = 64 << 20
 """The same on other devices, where each block costs a few launches."""
@@ -95,17 +100,23 @@ class Block:
         return None if self.hidden is None else self.hidden.all(-1)
 
 
-def score_blocks(q: Tensor, k: Tensor, scale: float, softcap: float | None, visible: Visible) -> Iterator[Block]:
+def score_blocks(
+    q: Tensor, k: Tensor, scale: float, softcap: float | None, visible: Visible, *others: Tensor | None
+) -> Iterator[Block]:
     """All scores in fp32 (fp64 for fp64), block by block; rows that see nothing may be left out.
 
     A block is about ``CPU_BLOCK_BYTES`` or ``DEVICE_BLOCK_BYTES`` large, and never less than one row of the query heads
-    that share a key head; beside it lies a copy of at least one key head in that precision if ``k`` has another.
+    that share a key head, on a CPU about ``CPU_BLOCK_ROWS`` of them; beside it lies a copy of at least one key head in
+    that precision if ``k`` has another. The next block uses its memory again, unless a gradient of these
+    or of the ``others`` that scores meet is wanted.
     """
     (_, heads, n_rows, d), (batch, groups, n, _) = q.shape, k.shape
     dtype, share = torch.promote_types(q.dtype, torch.float32), heads // groups
-    room = (CPU_BLOCK_BYTES if q.device.type == "cpu" else DEVICE_BLOCK_BYTES) // (torch.finfo(dtype).bits // 8)
-    row_step = _even(n_rows, room // max(1, share * n))
+    on_cpu, size = q.device.type == "cpu", torch.finfo(dtype).bits // 8
+    room = (CPU_BLOCK_BYTES if on_cpu else DEVICE_BLOCK_BYTES) // size
+    row_step = _even(n_rows, max(room // max(1, share * n), CPU_BLOCK_ROWS // share if on_cpu else 0))
     group_step = _even(groups, room // max(1, n * (share * row_step if q.dtype == dtype else max(share * row_step, d))))
+    space = None if wants_gradient(q, k, *others) else q.new_empty(group_step * share * row_step * n, dtype=dtype)
     for b in range(batch):
         queries, keys = q[b].unflatten(0, (groups, share)), k[b]
         for rows in _slices(n_rows, row_step):
@@ -115,13 +126,21 @@ def score_blocks(q: Tensor, k: Tensor, scale: float, softcap: float | None, visi
             hidden = visible.hidden(b, rows, columns, q.device)
             for some in _slices(groups, group_step):
                 block = queries[some, :, rows].to(dtype) * (scale if softcap is None else scale / softcap)
-                scores = block.flatten(1, 2) @ keys[some, columns].to(dtype).transpose(1, 2)
+                shape = (len(block), share * block.shape[2], columns.stop - columns.start)
+                # fresh memory costs as much as the product of small heads
+                out = None if space is None else space[: math.prod(shape)].view(shape)
+                scores = torch.bmm(block.flatten(1, 2), keys[some, columns].to(dtype).transpose(1, 2), out=out)
                 if softcap is not None:
                     scores = scores.tanh_() * softcap
                 scores = scores.view(-1, block.shape[2], scores.shape[-1])
                 if hidden is not None:
                     scores.masked_fill_(hidden, torch.finfo(dtype).min)
                 yield Block(b, slice(some.start * share, some.stop * share), rows, columns, scores, hidden)
+
+
+def wants_gradient(*tensors: Tensor | None) -> bool:
+    """Whether autograd follows what is done with these."""
+    return torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors)
 
 
 def _even(total: int, most: int) -> int:
@@ -193,12 +212,12 @@ def attention_columns_reference(
     visible = visible.without(weights, k.shape[2])
     total = torch.zeros(k.shape[0], k.shape[2], dtype=dtype, device=q.device)
     count = torch.zeros_like(total if over == "seeing" else total[:, :1])
-    for block in score_blocks(q, k, scale, softcap, visible):
+    for block in score_blocks(q, k, scale, softcap, visible, lse, weights):
         b, rows, columns, p = block.b, block.rows, block.columns, block.scores
         weight = p.new_ones(p.shape[1]) if weights is None else weights[b, rows].to(dtype).clamp(min=0)
         weight = weight if block.blind is None else weight.masked_fill(block.blind, 0)
         if lse is None:
-            p = p.softmax(-1)
+            p = torch.softmax(p, -1, out=None if wants_gradient(q, k, weights) else p)
         else:
             # where a query does not count, lse may be -inf, +inf or what its padding gave
             norm = lse[b, block.heads, rows].to(dtype).masked_fill(weight == 0, torch.inf)

@@ -1,4 +1,8 @@
-"""greedy_select on a CPU where a score is what the picks leave unexplained: DPP, a pivoted Cholesky factorization."""
+"""greedy_select on a CPU where a score is what the picks leave unexplained: DPP, a pivoted Cholesky factorization.
+
+Where all tokens are about equally relevant and none are alike, every pick takes about as much from every residual, so
+few bounds stay behind: of 2880 Gaussian tokens 0.84 to 0.88 of all products of a token with a pick were computed.
+"""
 
 import numpy as np
 import torch
@@ -55,11 +59,12 @@ class _ResidualRace(Race):
     def update(self, rows: np.ndarray, first: int) -> None:
         t, new, factor = self.absorbed, np.array(self.order[first : self.absorbed]), self.factor.numpy()
         known, picks = torch.from_numpy(factor[rows, :first]), torch.from_numpy(factor[new, :t])
-        product = self.unit(rows) @ self.picked[first:t].T
-        product *= torch.from_numpy(np.multiply.outer(self.scale[rows], self.scale[new]))
-        product.addmm_(known, picks[:, :first].T, alpha=-1)
+        # the few come first: as the columns of a product they would be multiplied at up to half the speed
+        product = self.picked[first:t] @ self.unit(rows).T
+        product *= torch.from_numpy(np.multiply.outer(self.scale[new], self.scale[rows]))
+        product.addmm_(picks[:, :first], known.T, alpha=-1)
         # of the picks only the triangle is read: what they were for later picks means nothing
-        added = torch.linalg.solve_triangular(picks[:, first:], product.T, upper=False)
+        added = torch.linalg.solve_triangular(picks[:, first:], product, upper=False)
         factor[rows, first:t] = added.numpy().T
         explained = torch.linalg.vecdot(known, known) + added.square().sum(0)
         self.score[rows] = np.minimum(self.score[rows], self.diagonal[rows] - explained.numpy())

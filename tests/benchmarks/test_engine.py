@@ -1,5 +1,6 @@
 """The engine's benchmark on a tiny model: what its rows say, never how long anything took."""
 
+import itertools
 import json
 import math
 
@@ -12,6 +13,7 @@ from benchmarks.engine_hooks import CASES, hook_rows
 from benchmarks.engine_memory import TOLERANCE, judged, settings
 from benchmarks.engine_model import SHAPES, Steps, build, cache_bytes, prefill, prompt, short_prompt, twin
 from benchmarks.engine_peer import Masked
+from benchmarks.engine_ragged import SHARES, ragged_rows
 from benchmarks.engine_select import GRIDS, Video, exponent, select_rows
 from benchmarks.engine_speed import Bench, decode_rows, kv_rows, noise_row, prefill_rows
 from benchmarks.engine_table import TABLES, tables, verdicts
@@ -26,6 +28,7 @@ from benchmarks.engine_time import (
     scatter,
     spread,
 )
+from vtprune import ragged
 from vtprune.tokens import Selection
 
 TEXT, SIDE = 8, 4
@@ -247,6 +250,27 @@ def test_hook_rows_are_given_by_hooked_layer():
     (row,) = hook_rows(6, [case for case in CASES if case.name == "ragged batch"])
     assert row["layers"] == SHAPES["narrow"].layers and row["kept"] == [16, 32]
     assert row["layer_us_min"] <= row["layer_us"] <= row["layer_us_max"] and row["bound"] == "layer_us <= 5"
+
+
+def test_ragged_rows_compare_the_packed_prefill_with_the_padded_one(monkeypatch):
+    """Oracle: the lengths that attention was asked for, 16 visual tokens in shares by hand and the text; a clock that
+    moves by a second when it is read and by one for each layer that is packed."""
+    lengths, readings = [], itertools.count()
+
+    def counted(query, key, value, mask, scale):
+        lengths.append(mask.lengths)
+        return ragged.one_by_one(query, key, value, mask, scale)
+
+    monkeypatch.setattr(ragged, "back_end", lambda *args: counted)
+    clock = {"clock": lambda: next(readings) + len(lengths)}
+    padded, packed = ragged_rows("tiny", torch.float64, "cpu", [1], TEXT, [3], clock, lambda line: None, SIDE)
+    assert SHARES == (0.1, 0.25, 0.4, 0.7) and padded["kept"] == [2, 4, 6, 11]
+    # a warm-up and three rounds in one layer
+    assert lengths == [tuple(TEXT + kept for kept in padded["kept"])] * 4
+    assert (padded["runner"], packed["runner"], packed["way"]) == ("padded", "packed", "one by one")
+    assert padded["seconds"] == 1 and packed["seconds"] == 2 and packed["runs"] == 3
+    assert packed["speed"] == 0.5 == packed["speed_max"]
+    assert packed["verdict"].startswith("missed") and "kept" in tables([padded, packed])
 
 
 def test_memory_is_compared_with_the_first_setting():

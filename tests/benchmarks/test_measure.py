@@ -7,6 +7,8 @@ import torch
 
 from benchmarks import measure as stopwatch
 from benchmarks.measure import conditions, measure, paired, peak_bytes
+from vtprune.bench import memory
+from vtprune.bench.versions import commit
 
 MIB = 2**20
 
@@ -113,7 +115,7 @@ def test_the_peak_is_what_was_held_at_once():
 def test_without_a_high_water_mark_the_peak_is_unknown(monkeypatch):
     """Not zero and not a guess; and the function is not called for nothing."""
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    monkeypatch.setattr(stopwatch, "_reset_high_water_mark", lambda: None)
+    monkeypatch.setattr(memory, "_reset_high_water_mark", lambda: None)
     called = []
     assert peak_bytes(lambda: called.append(1)) is None and not called
 
@@ -130,5 +132,6 @@ def test_conditions_say_what_a_number_depends_on(monkeypatch):
 
 
 def test_outside_a_checkout_the_commit_is_unknown(monkeypatch, tmp_path):
-    monkeypatch.setattr(stopwatch, "ROOT", tmp_path)
+    assert commit(tmp_path) is None
+    monkeypatch.setattr(stopwatch, "commit", lambda: commit(tmp_path))
     assert conditions()["commit"] == "unknown"

@@ -126,7 +126,7 @@ def test_picks_are_those_of_the_literal_form(way, data):
     with pytest.MonkeyPatch.context() as patch:
         for module in (greedy_nearest, greedy_race):
             patch.setattr(module, "FEW", data.draw(st.sampled_from([1, 2, 5, 1024])))
-            patch.setattr(module, "TILE", data.draw(st.sampled_from([1, 4, 128])))
+        patch.setattr(greedy_race, "TILE", data.draw(st.sampled_from([1, 4, 128])))
         patch.setattr(greedy_race, "ROWS", data.draw(st.sampled_from([1, 3, 256])))
         patch.setattr(torch, "get_num_threads", lambda: threads)
         before = features.clone(), importance.clone()

@@ -204,6 +204,7 @@ def test_blocks_of_any_size_give_the_same_columns(monkeypatch):
     ones = torch.ones(2, 41, dtype=torch.float64)
     for room in (1 << 8, 1 << 12, 1 << 16):
         monkeypatch.setattr(blocks, "CPU_BLOCK_BYTES", room)
+        monkeypatch.setattr(blocks, "CPU_BLOCK_ROWS", 1)
         for over in ("queries", "seeing"):
             y = attention_columns_reference(q, k, scale=0.4, visible=visible, over=over)
             expected = column_means(exact.softmax(-1), seen, ones, over)
@@ -221,6 +222,21 @@ def test_gradients_flow_through_the_reference():
     got = torch.autograd.grad((y * target).sum(), (q, k))
     p = scores(q, k, 0.5, seen, 4.0).softmax(-1).mean((1, 2))
     torch.testing.assert_close(got, torch.autograd.grad((p * target).sum(), (q, k)), rtol=1e-5, atol=1e-7)
+
+
+def test_gradients_flow_to_weights_and_sums_over_several_blocks(monkeypatch):
+    """Oracle: autograd through the same mean over all rows at once."""
+    monkeypatch.setattr(blocks, "CPU_BLOCK_BYTES", 1 << 8)
+    monkeypatch.setattr(blocks, "CPU_BLOCK_ROWS", 1)
+    q, k = (x.cpu().double() for x in numbers((1, 4, 2, 9, 4), F32))
+    s = scores(q, k, 0.5, torch.ones(1, 9, 9, dtype=torch.bool), None)
+    weights, target = torch.rand(1, 9, dtype=torch.float64).requires_grad_(), torch.linspace(-1, 1, 9)
+    lse = s.logsumexp(-1).requires_grad_()
+    p = (s - lse[..., None]).exp().mean(1)
+    expected = torch.autograd.grad(((weights @ p)[:, 0] / weights.sum() * target).sum(), (weights, lse))
+    y = attention_columns_reference(q, k, lse, scale=0.5, weights=weights)
+    got = torch.autograd.grad((y * target).sum(), (weights, lse))
+    torch.testing.assert_close(got, expected, rtol=1e-5, atol=1e-7)
 
 
 @pytest.mark.parametrize(

@@ -188,6 +188,7 @@ def test_kernel_reads_beyond_two_to_the_31():
 def test_blocks_of_any_size_give_the_same_rows(room, monkeypatch):
     """Oracle: the softmax in float64. From one row of one key head at a time to everything at once."""
     monkeypatch.setattr(blocks, "CPU_BLOCK_BYTES", room)
+    monkeypatch.setattr(blocks, "CPU_BLOCK_ROWS", 1)
     q, k, visible = random_case((2, 6, 3, 13, 37, 8), BF16, "first last valid")
     q, k, visible = q.cpu(), k.cpu(), Visible(visible.first.cpu(), visible.last.cpu(), visible.valid.cpu())
     expected = eager(q.double(), k.double(), 0.4, table(visible, 2, 13, 37).cpu(), None).mean(1)

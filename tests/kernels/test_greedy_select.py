@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from tests.policies.golden import load
-from vtprune_kernels import greedy_coverage, greedy_nearest, greedy_race
+from vtprune_kernels import greedy_coverage, greedy_isolated, greedy_nearest, greedy_race
 from vtprune_kernels.greedy_products import select_by_products
 from vtprune_kernels.greedy_rules import DPP, MMR, Coverage, MatrixCoverage, MaxMin, with_tensors
 
@@ -137,7 +137,11 @@ def test_picks_are_those_of_the_literal_form(way, name, data):
     with pytest.MonkeyPatch.context() as patch:
         for module in (greedy_race, greedy_nearest):
             patch.setattr(module, "FEW", few := data.draw(st.sampled_from([1, 2, 5, 1024])))
+        for module in (greedy_race, greedy_isolated):
             patch.setattr(module, "TILE", data.draw(st.sampled_from([1, 4, 128])))
+        patch.setattr(greedy_isolated, "SCOUTS", data.draw(st.sampled_from([1, 3, 32])))
+        patch.setattr(greedy_isolated, "COARSE", data.draw(st.sampled_from([0.5, torch.inf])))
+        patch.setattr(greedy_isolated, "bfloat16_is_fast", data.draw(st.sampled_from([bool, lambda: True])))
         patch.setattr(greedy_nearest, "TINY", min(few, data.draw(st.sampled_from([0, 96]))))
         patch.setattr(greedy_race, "ROWS", data.draw(st.sampled_from([1, 3, 256])))
         if data.draw(st.booleans()):
