@@ -2,6 +2,7 @@
 #
 #   make run               the main job, `vtprune run`; its options in ARGS="..."
 #   make test              the tests; pytest's options in ARGS="..."
+#   make test-lmms         the lmms-eval plug-in, with the real lmms-eval in an environment of its own (2.4 GB)
 #   make lint              ruff: rules and format
 #   make bench-quality     accuracy of every policy on the embedded model; its options in ARGS="..."
 #   make bench-engine      the engine's benchmark; its options in ARGS="..."
@@ -26,6 +27,7 @@
 
 PYTHON ?= python3
 VENV ?= .venv
+LMMS_VENV ?= .venv-lmms
 CONSTRAINTS ?= requirements/ci.txt
 TORCH ?=
 VENV_FLAGS ?=
@@ -36,7 +38,7 @@ ARGS ?=
 RUN := "$(VENV)/bin/python"
 INSTALL := $(RUN) -m pip install --disable-pip-version-check $(PIP_FLAGS) $(if $(CONSTRAINTS),-c "$(CONSTRAINTS)") $(TORCH)
 
-.PHONY: run test lint bench-quality bench-engine bench-policies bench-video bench-kernels install install-test clean
+.PHONY: run test test-lmms lint bench-quality bench-engine bench-policies bench-video bench-kernels install install-test clean
 
 run: install
 	"$(VENV)/bin/vtprune" run $(ARGS)
@@ -44,6 +46,10 @@ run: install
 # gpu tests are not left out but skipped, so that the summary says so
 test: install-test
 	$(RUN) -m pytest -n $(JOBS) -m "not slow" -rs $(ARGS)
+
+# lmms-eval pins av below 16
+test-lmms: $(LMMS_VENV)/.installed
+	"$(LMMS_VENV)/bin/python" -m pytest --noconftest tests/lmms -rs $(ARGS)
 
 lint: $(VENV)/.installed-lint
 	$(RUN) -m ruff check .
@@ -79,13 +85,20 @@ $(VENV)/.installed: pyproject.toml $(CONSTRAINTS) | $(VENV)/bin/python
 	touch "$@"
 
 $(VENV)/.installed-test: pyproject.toml $(CONSTRAINTS) | $(VENV)/bin/python
-	$(INSTALL) -e ".[dev,kernels,video]"
+	$(INSTALL) -e ".[dev,kernels,video,bench,ray]"
 	touch "$@"
 
 $(VENV)/.installed-lint: pyproject.toml $(CONSTRAINTS) | $(VENV)/bin/python
 	$(INSTALL) "ruff>=0.12"
 	touch "$@"
 
+$(LMMS_VENV)/.installed: pyproject.toml tests/lmms/constraints.txt
+	"$(PYTHON)" -m venv "$(LMMS_VENV)"
+	"$(LMMS_VENV)/bin/python" -m pip install --disable-pip-version-check -c tests/lmms/constraints.txt $(PIP_FLAGS) lmms-eval pytest -e .
+	# a torchvision that does not fit torch stops every image processor; without CUDA there is none that does
+	"$(LMMS_VENV)/bin/python" -c "import torch, sys; sys.exit(torch.version.cuda is not None)" && "$(LMMS_VENV)/bin/python" -m pip uninstall -y torchvision || true
+	touch "$@"
+
 clean:
-	rm -rf "$(VENV)" build dist .pytest_cache .ruff_cache .hypothesis
+	rm -rf "$(VENV)" "$(LMMS_VENV)" build dist .pytest_cache .ruff_cache .hypothesis
 	find vtprune kernels benchmarks demos tests -name __pycache__ -type d -prune -exec rm -rf {} +

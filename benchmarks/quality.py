@@ -85,11 +85,7 @@ def runs_of(text: str, keep_ratio: float) -> list[object]:
 
 def layer_share(report: Report) -> float:
     """Visual tokens that the layers process, of those in the prompt: the mean over layers and samples."""
-    last, shares = report.last, []
-    for lengths, offered, row in zip(last.lengths, last.offered, last.layout.rows, strict=True):
-        others = int(row.real.sum()) - len(offered)
-        pairs = [length if isinstance(length, tuple) else (length, length) for length in lengths]
-        shares += [(sum(pair) / 2 - others) / len(offered) for pair in pairs]
+    shares = [report.layer_mean(b) / before for b, (before, _) in enumerate(report.tokens)]
     return sum(shares) / len(shares)
 
 

@@ -30,6 +30,13 @@ MAY_NOT_IMPORT = {
 }
 # parts of the above that are allowed after all
 MAY_IMPORT = {"torch.nn.functional"}
+# ... and for whom: the harness runs on clusters and draws plots, which the library proper does not
+MAY_IMPORT_IN = {
+    "vtprune/bench": {"ray", "matplotlib"},
+    "vtprune/lmms_eval": {"lmms_eval"},
+}
+# parts that the rest of the library does not know, and how the names of files that do begin
+KNOWN_BY = {"vtprune.bench": ("vtprune/cli/bench", "vtprune/lmms_eval"), "vtprune.lmms_eval": ("vtprune/lmms_eval",)}
 
 # what a module of the library may import at its top; whatever else it needs, it imports where it is used
 CORE = {"vtprune", "vtprune_kernels", "torch", "transformers", "numpy", "safetensors", "PIL", *sys.stdlib_module_names}
@@ -90,10 +97,21 @@ def run_on_import(node: ast.AST) -> Iterator[ast.AST]:
 @pytest.mark.parametrize("where", MAY_NOT_IMPORT)
 def test_no_forbidden_import(where):
     for path in python_files(where):
+        own = [allowed for part, allowed in MAY_IMPORT_IN.items() if part in name(path)]
         for module in (m for node in ast.walk(parse(path)) for m in imported(node)):
-            if not any(inside(module, allowed) for allowed in MAY_IMPORT):
+            if not any(inside(module, allowed) for allowed in MAY_IMPORT.union(*own)):
                 bad = [b for b in MAY_NOT_IMPORT[where] if inside(module, b)]
                 assert not bad, f"{name(path)} imports {module}; {where} may not import {bad[0]}"
+
+
+@pytest.mark.parametrize("part", KNOWN_BY)
+def test_the_library_proper_does_not_know(part):
+    """The harness and the plug-in use the library; nobody who prunes needs them."""
+    own = part.replace(".", "/")
+    for path in python_files("vtprune"):
+        if own not in name(path) and not name(path).startswith(KNOWN_BY[part]):
+            modules = [m for node in ast.walk(parse(path)) for m in imported(node)]
+            assert not any(inside(m, part) for m in modules), f"{name(path)} imports {part}"
 
 
 def imports_at_the_top(tree: ast.Module) -> list[str]:
@@ -103,6 +121,8 @@ def imports_at_the_top(tree: ast.Module) -> list[str]:
 def test_the_library_imports_only_its_core_at_the_top():
     for path in LIBRARY:
         allowed = CORE | ({"triton"} if path.name.endswith("_triton.py") else set())
+        # a subclass needs its base class at once; nobody else imports this file
+        allowed |= {"lmms_eval", "loguru"} if name(path) == "vtprune/lmms_eval/model.py" else set()
         for module in imports_at_the_top(parse(path)):
             message = f"{name(path)} imports {module} at its top; import it where it is used"
             assert module.split(".")[0] in allowed, message
@@ -142,7 +162,7 @@ def test_importing_vtprune_is_light():
     """Oracle: the modules of a fresh interpreter after the import. No model class, no optional package."""
     modules = python("import vtprune; print(*sys.modules, sep='\\n')").split()
     assert "vtprune" in modules and "torch" in modules
-    heavy = re.compile(r"(triton|gradio|datasets|matplotlib|pandas|ray|av|decord|rich|torchvision)(\..*)?")
+    heavy = re.compile(r"(triton|gradio|datasets|matplotlib|pandas|pyarrow|ray|av|decord|rich|torchvision)(\..*)?")
     model = re.compile(r"transformers\.models\.(?!auto\.).*\.modeling_.*")
     assert [m for m in modules if heavy.fullmatch(m) or model.fullmatch(m)] == []
 

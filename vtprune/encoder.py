@@ -14,6 +14,7 @@ from contextvars import ContextVar
 from torch import nn
 
 from vtprune.families.base import Source
+from vtprune.stopwatch import Stopwatch
 from vtprune.vision_signals import COLLECTED, spread_signals
 
 _NOTE = "_vtprune_sources"
@@ -38,10 +39,12 @@ class Recorder:
             return call(*args, **kwargs)
         collected: dict = {}
         token = COLLECTED.set(collected)
+        lap = Stopwatch.start(self.model.device)
         try:
             output = call(*args, **kwargs)
         finally:
             COLLECTED.reset(token)
+        lap.stop(self.model.device)
         features = getattr(output, "pooler_output", None)
         if features is not None:
             arguments = inspect.signature(call).bind(*args, **kwargs).arguments
@@ -49,6 +52,7 @@ class Recorder:
             setattr(output, _NOTE, self._sources(arguments, features, collected))
             _PENDING.set({**(_PENDING.get() or {}), self.kind: sum(len(feature) for feature in features)})
             self.pruner.encoded(self.kind, getattr(output, _NOTE), arguments)
+            self.pruner.report.vision_laps.append(lap)
         return output
 
     def _sources(self, arguments: Mapping, features, collected: Mapping) -> list[Source]:

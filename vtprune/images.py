@@ -5,6 +5,7 @@ A file that is damaged, too large, or no picture is refused with an error that s
 
 from __future__ import annotations
 
+import io
 import struct
 import warnings
 from collections.abc import Mapping, Sequence
@@ -32,21 +33,27 @@ class ImageError(ValueError):
     """A picture that cannot be read; the message names the file, what is allowed and the next step."""
 
 
-def read_image(path: str | Path, max_pixels: int = MAX_PIXELS) -> Image.Image:
+def read_image(path: str | Path | bytes, max_pixels: int = MAX_PIXELS, name: str = "the picture") -> Image.Image:
     """The picture in a file as RGB, upright as its EXIF orientation says.
 
-    path:       AVIF, BMP, GIF, JPEG, JPEG 2000, PNG, PPM, TIFF or WebP.
+    path:       a file or the bytes of one: AVIF, BMP, GIF, JPEG, JPEG 2000, PNG, PPM, TIFF or WebP.
     max_pixels: larger pictures are refused by what their header says, before any pixel is decoded.
+    name:       what errors call bytes.
 
     Transparent pixels are laid on white. 16 bits per channel become 8 by scale, not by clipping. Of an animation the
     first frame is read, with a warning.
     Raises ImageError for a missing, unreadable, damaged or too large file, and for numbers that are no brightness.
     """
-    path = Path(path)
-    _check_file(path)
+    if isinstance(path, bytes):
+        if not path:
+            raise ImageError(f"{name} is empty (0 bytes)")
+        file, path = io.BytesIO(path), Path(name)
+    else:
+        file = path = Path(path)
+        _check_file(path)
     Image.init()
     try:
-        image = Image.open(path, formats=[name for name in FORMATS if name in Image.OPEN])
+        image = Image.open(file, formats=[name for name in FORMATS if name in Image.OPEN])
     except UnidentifiedImageError:
         raise ImageError(
             f"{path} is no picture of a known format ({', '.join(FORMATS)}); convert it to PNG or JPEG"

@@ -72,6 +72,7 @@ class Report:
         self.without_visual = 0
         self.last: Prefill | None = None
         self.vision_calls: list[tuple[str, Mapping]] = []
+        self.vision_laps: list[Stopwatch] = []
         self._stale = False
 
     # ---- written by the pruner
@@ -83,7 +84,7 @@ class Report:
     def encoded(self, kind: str, arguments: Mapping) -> None:
         """The encoder ran on ``arguments``; only shapes, sizes and grids are kept."""
         if self._stale:
-            self.vision_calls, self._stale = [], False
+            self.vision_calls, self.vision_laps, self._stale = [], [], False
         self.vision_calls.append((kind, {name: small(value) for name, value in arguments.items()}))
 
     def finish(self, forward, cache) -> None:
@@ -146,6 +147,20 @@ class Report:
         after = self.sites[-1].after if self.sites else [len(offered) for offered in self.last.offered]
         return [(len(offered), n) for offered, n in zip(self.last.offered, after, strict=True)]
 
+    def layer_mean(self, sample: int = 0) -> float:
+        """Visual tokens of a sample that a decoder layer processes, mean over the layers; 0.0 before the first prefill.
+
+        Of a layer in whose middle tokens are dropped, the mean of its attention's and its MLP's.
+        """
+        if not self.last:
+            return 0.0
+        lengths = [sum(n) / 2 if isinstance(n, tuple) else n for n in self.last.lengths[sample]]
+        return sum(lengths) / len(lengths) - self._others(sample)
+
+    def _others(self, sample: int) -> int:
+        """Tokens of a sample's prompt that are not offered to policies."""
+        return int(self.last.layout.rows[sample].real.sum()) - len(self.last.offered[sample])
+
     def kept(self, sample: int = 0, site: int = -1) -> list[Kept]:
         """What the ``site``-th record kept of every image and video of a sample, with grid coordinates."""
         if not self.sites:
@@ -170,6 +185,24 @@ class Report:
         """The same without pruning."""
         config, last = self._text_config, self.last
         return sum(flops.kv_bytes(config, full, last.dtype_size) for full in self._full()) if last else 0
+
+    @property
+    def kv_bytes_padded(self) -> tuple[int, int]:
+        """What the cache of the whole batch must hold after the last prefill, pads included: (pruned, unpruned) bytes.
+
+        From the config and the counts alone; where nothing else lies in the cache, ``kv_bytes`` is the first of them.
+        """
+        if not self.last:
+            return 0, 0
+        last, config, batch = self.last, self._text_config, len(self.last.lengths)
+        pads = [last.layout.length - int(row.real.sum()) for row in last.layout.rows]
+        longest = []
+        for layer in zip(*last.lengths, strict=True):
+            held = [n[0] if isinstance(n, tuple) else n for n in layer]
+            longest.append(max(n + pad for n, pad in zip(held, pads, strict=True)))
+        whole = [last.layout.length] * self._plan.depth
+        one, other = (flops.kv_bytes(config, lengths, last.dtype_size) for lengths in (longest, whole))
+        return batch * one, batch * other
 
     @property
     def _text_config(self):
@@ -242,6 +275,11 @@ class Report:
     def milliseconds(self) -> float:
         """Time spent on signals and selecting in the last prefill, all sites."""
         return sum(record.milliseconds for record in self.sites)
+
+    @property
+    def vision_milliseconds(self) -> float:
+        """Time spent in vision tower and projector for the last prefill, signals that arise there included."""
+        return sum(lap.milliseconds for lap in self.vision_laps)
 
     def __str__(self) -> str:
         if self.last is None:

@@ -114,6 +114,65 @@ def test_times_that_a_container_rounded():
     assert rows(timeline, timestamps=[i / 30 for i in range(90)]) == list(range(90))
 
 
+@given(st.integers(2, 300), st.data(), st.integers(1, 40), st.sampled_from(["linspace", "centres", "starts"]))
+def test_a_part_of_a_constant_rate_is_a_clip_of_its_frames(count, data, n, spread):
+    """Oracle: the clip cut to the frames from one to another, chosen from by the rule for whole clips."""
+    first = data.draw(st.integers(0, count - 1))
+    last = data.draw(st.integers(first, count - 1))
+    # from the middle of the first one's time to the middle of the last one's
+    inside = {"start": (first + 0.4) / 30, "end": (last + 0.6) / 30}
+    cut = rows(constant(last - first + 1), n=n, spread=spread)
+    assert rows(constant(count), n=n, spread=spread, **inside) == [first + row for row in cut]
+
+
+@given(uneven, st.floats(0, 0.95), st.floats(0.01, 1), st.integers(1, 20))
+def test_a_part_holds_only_frames_shown_in_it(timeline, share, more, n):
+    """Oracle: each frame's time of showing against the part, one by one; ends that rounding could move are left out."""
+    start = share * timeline.duration
+    end = min(start + more * timeline.duration, timeline.duration)
+    begins = timeline.seconds
+    ends = np.append(begins[1:], timeline.duration)
+    if min(np.abs(begins - time).min() for time in (start, end)) < 2e-3 or end - start < 2e-3:
+        return
+    shown = [i for i in range(len(begins)) if begins[i] <= end and ends[i] > start]
+    for wish in ({"n": n}, {"n": n, "spread": "centres"}, {"fps": n, "n_max": 10**6}):
+        taken = rows(timeline, start=start, end=end, **wish)
+        assert set(taken) <= set(shown) and taken == sorted(set(taken))
+        if "n" in wish:
+            assert len(taken) == min(n, len(shown))
+    assert rows(timeline, n=10**6, start=start, end=end) == shown
+    # a rate that no gap between frames is shorter than
+    assert rows(timeline, fps=1000, n_max=10**6, start=start, end=end) == shown
+
+
+def test_a_part_of_worked_examples():
+    """Ten frames a second for three seconds: frame i is shown from i / 10 on, and both ends of the part count."""
+    clip = constant(30, 10)
+    assert rows(clip, n=3, start=1, end=2) == [10, 15, 20]
+    assert rows(clip, n=2, start=2.55) == [25, 29]
+    assert rows(clip, n=2, end=0.55) == [0, 5]
+    assert rows(clip, fps=2, start=0.25, end=2) == [2, 7, 12, 17]  # at 0.25, 0.75, 1.25 and 1.75 s
+    # one frame fills the part, shown since long before
+    still = Timeline(np.array([0.0, 10.0]), 11.0)
+    for wish in ({"n": 4}, {"fps": 1}, {"fps": 0.1}):
+        assert rows(still, start=7, end=7.0001, **wish) == [0]
+    # a slide that is shown from 0 s on, and half of it counts
+    slides = Timeline(np.array([0, 10, 10.5, 11, 11.5, 12]), 12.5)
+    assert rows(slides, n=3, start=8, end=12) == [0, 1, 5]
+
+
+def test_a_part_that_the_clip_does_not_fill():
+    clip = constant(30, 10)
+    assert choose(Wish(n=2, start=1, end=3), clip)[1] == ""
+    taken, note = choose(Wish(n=2, start=2, end=9.5), clip)
+    assert taken.tolist() == [20, 29] and note == "the clip ends at 3.000 s, before end=9.5 s"
+    taken, note = choose(Wish(n=9, start=1, end=1.25), clip)
+    assert taken.tolist() == [10, 11, 12] and "from 1 s to 1.25 s: 9 frames were asked for; the clip has 3" in note
+    for start in (3, 3.5, 100):
+        with pytest.raises(ValueError, match=rf"runs from 0 to 3\.000 s, and nothing is shown from start={start} s on"):
+            choose(Wish(n=2, start=start), clip)
+
+
 @pytest.mark.parametrize("time", [-0.5, 3.2, 1e9])
 def test_times_outside_of_the_clip_are_refused(time):
     with pytest.raises(ValueError, match=r"runs from 0 to 3\.000 s; timestamps asks for"):
@@ -134,6 +193,12 @@ def test_times_outside_of_the_clip_are_refused(time):
         ({"n": 4, "spread": "random"}, "spread is one of linspace, centres, starts; got 'random'"),
         ({"timestamps": []}, "one or more seconds"),
         ({"timestamps": [1, float("inf")]}, "one or more seconds"),
+        ({"n": 4, "start": -1}, "start is in seconds from the clip's first frame, 0 or more; got -1"),
+        ({"n": 4, "end": float("nan")}, "end is in seconds .* got nan"),
+        ({"n": 4, "start": 2, "end": 2}, "start is before end, in seconds; got start=2 and end=2"),
+        ({"n": 4, "start": 5, "end": 2}, "got start=5 and end=2, with nothing between"),
+        ({"fps": 4, "end": 0}, "got start=None and end=0"),
+        ({"timestamps": [1], "start": 0.5}, "timestamps say themselves which frames count"),
     ],
 )
 def test_wishes_that_make_no_sense(wish, message):

@@ -46,6 +46,9 @@ def test_a_folder_has_no_rate_of_its_own(tmp_path):
         read_frames(tmp_path, fps=1)
     assert numbers(read_frames(tmp_path, fps=1, folder_fps=4)) == [0, 4, 8]
     assert numbers(read_frames(tmp_path, timestamps=[2.8, 0.3], folder_fps=4)) == [11, 1]
+    with pytest.raises(ValueError, match="has no rate.*or ask for n frames of all of it"):
+        read_frames(tmp_path, n=3, start=1)
+    assert numbers(read_frames(tmp_path, n=3, start=0.5, end=2, folder_fps=4)) == [2, 5, 8]
 
 
 def test_a_damaged_picture_of_a_folder(tmp_path):

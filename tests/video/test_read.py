@@ -119,6 +119,17 @@ def test_fps(clip):
     assert numbers(frames) == [0, 7, 15, 22, 30, 37, 45, 52]
 
 
+def test_frames_of_a_part_count_from_the_clips_beginning(clip):
+    frames = read_frames(clip("plain.mp4"), n=3, start=0.5, end=1.5)
+    assert numbers(frames) == [15, 30, 45] and frames.seconds == pytest.approx([0.5, 1, 1.5])
+    assert (frames.count, frames.duration, frames.note) == (60, pytest.approx(2), "")
+    cut_off = read_frames(clip("plain.mp4"), fps=2, start=1.2, end=30)
+    assert numbers(cut_off) == [36, 51] and cut_off.note == "the clip ends at 2.000 s, before end=30 s"
+    begins = np.array(UNEVEN) / 1000
+    uneven = read_frames(clip("uneven.mp4"), n=100, start=1.0, end=2.0)
+    assert numbers(uneven) == [i for i in range(59) if begins[i] <= 2.0 and begins[i + 1] > 1.0]
+
+
 def test_hidden_frames_are_not_counted(clip):
     """The edit list hides the first frames: number 5 (17) is shown first, at 0 s, and nothing is said to be missing."""
     for name, first in (("hidden.mp4", 5), ("hidden_group.mp4", 17)):

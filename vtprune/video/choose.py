@@ -1,10 +1,10 @@
-"""Which frames of a clip to take: so many, so many a second, or those shown at given times."""
+"""Which frames of a clip or of a part of it to take: so many, so many a second, or those shown at given times."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -28,6 +28,13 @@ class Wish:
     timestamps: Sequence[float] | None = None
     n_max: int = 768
     spread: str = "linspace"
+    start: float | None = None
+    end: float | None = None
+
+    @property
+    def of_a_part(self) -> bool:
+        """Whether frames of a part of the clip are asked for."""
+        return self.start is not None or self.end is not None
 
     def __post_init__(self):
         asked = [name for name in ("n", "fps", "timestamps") if getattr(self, name) is not None]
@@ -47,13 +54,38 @@ class Wish:
             times = np.asarray(self.timestamps, dtype=np.float64)
             if times.ndim != 1 or not len(times) or not np.isfinite(times).all():
                 raise ValueError(f"timestamps is a list of one or more seconds; got {self.timestamps!r}")
+        self._check_part()
+
+    def _check_part(self) -> None:
+        for name in ("start", "end"):
+            value = getattr(self, name)
+            if value is not None and not (math.isfinite(value) and value >= 0):
+                raise ValueError(f"{name} is in seconds from the clip's first frame, 0 or more; got {value!r}")
+        if self.end is not None and not self.end > (self.start or 0):
+            raise ValueError(
+                f"start is before end, in seconds; got start={self.start!r} and end={self.end!r}, with nothing between"
+            )
+        if self.of_a_part and self.timestamps is not None:
+            raise ValueError(
+                "timestamps say themselves which frames count; give start and end with n or fps, "
+                f"got start={self.start!r}, end={self.end!r} and {len(self.timestamps)} timestamps"
+            )
 
 
 def choose(wish: Wish, timeline: Timeline) -> tuple[np.ndarray, str]:
     """Rows of the timeline as (T,) int64, and a note on what differs from the wish.
 
-    Raises ValueError for timestamps that the clip does not reach.
+    Raises ValueError for timestamps and for a start that the clip does not reach.
     """
+    if not wish.of_a_part:
+        return _choose(wish, timeline)
+    part, first, note = _part(wish, timeline)
+    rows, more = _choose(wish, part)
+    where = f"from {wish.start or 0:g} s to {'the end' if wish.end is None else f'{wish.end:g} s'}: "
+    return rows + first, "; ".join(filter(None, (note, more and where + more)))
+
+
+def _choose(wish: Wish, timeline: Timeline) -> tuple[np.ndarray, str]:
     if wish.timestamps is not None:
         return _at(np.asarray(wish.timestamps, dtype=np.float64), timeline), ""
     if wish.n is not None:
@@ -67,6 +99,26 @@ def choose(wish: Wish, timeline: Timeline) -> tuple[np.ndarray, str]:
     return rows, ""
 
 
+def _part(wish: Wish, timeline: Timeline) -> tuple[Timeline, int, str]:
+    """The frames shown in [start, end], their first one's row, and a note where the clip is over before ``end``.
+
+    Times of the part count from ``start``: its first frame may have begun before it, at a time below 0.
+    """
+    clip_end = max(timeline.duration, float(timeline.seconds[-1]))
+    start, end = wish.start or 0.0, clip_end if wish.end is None else wish.end
+    if start >= clip_end and start > timeline.seconds[-1]:
+        raise ValueError(
+            f"the clip runs from 0 to {timeline.duration:.3f} s, and nothing is shown from start={start:g} s on. "
+            "Times count from the first frame"
+        )
+    note = ""
+    if end > clip_end + ROUNDING:
+        note = f"the clip ends at {clip_end:.3f} s, before end={end:g} s"
+    first, last = _shown(np.array([start, end]), timeline)
+    seconds = timeline.seconds[first : last + 1] - start
+    return replace(timeline, seconds=seconds, duration=min(end, clip_end) - start), int(first), note
+
+
 def _every(asked: str, timeline: Timeline) -> str:
     return f"{asked} were asked for; the clip has {len(timeline.seconds)}, and each is here once"
 
@@ -75,7 +127,8 @@ def _every_second(fps: float, timeline: Timeline) -> np.ndarray:
     """The frames that are shown at a multiple of 1 / fps: found frame by frame, so a wrong duration costs nothing."""
     slack = _slack(timeline.seconds)
     begins = timeline.seconds - slack
-    end = max(timeline.duration, float(timeline.seconds[-1]) + 2 * slack)
+    # of a part that one frame fills, the last one may have begun before 0
+    end = max(timeline.duration, max(float(timeline.seconds[-1]), 0) + 2 * slack)
     ends = np.append(timeline.seconds[1:], end) - slack
     return np.flatnonzero(np.maximum(np.ceil(begins * fps), 0) / fps < ends)
 
@@ -85,7 +138,7 @@ def _spread(n: int, spread: str, timeline: Timeline) -> tuple[np.ndarray, str]:
     if n >= count:
         return np.arange(count), _every(f"{n} frames", timeline) if n > count else ""
     steps, seconds = np.arange(n), timeline.seconds
-    if np.abs(seconds - np.linspace(0, seconds[-1], count)).max() <= ROUNDING:
+    if np.abs(seconds - np.linspace(seconds[0], seconds[-1], count)).max() <= ROUNDING:
         # a constant rate: in whole numbers, free of rounding
         if spread == "linspace":
             return steps * (count - 1) // max(n - 1, 1), ""

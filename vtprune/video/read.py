@@ -34,6 +34,8 @@ def read_frames(
     timestamps: Sequence[float] | None = None,
     n_max: int = 768,
     spread: str = "linspace",
+    start: float | None = None,
+    end: float | None = None,
     backend: str = "auto",
     max_side: int | None = None,
     max_pixels: int = MAX_PIXELS,
@@ -51,6 +53,8 @@ def read_frames(
     spread:     how n frames are spread over the time. "linspace": from the first to the last frame, the frame shown at
                 each time; for a constant rate that is ``linspace(0, N - 1, n)`` with fractions cut off, as most video
                 models are published. "centres": the middles of n equal parts. "starts": their beginnings.
+    start, end: only the frames shown in these seconds of the clip count, with ``n`` and ``fps``; the clip's beginning
+                and end where they are None. An end after the clip's is the clip's, and ``Frames.note`` says so.
     backend:    "av" (PyAV; so is "auto"), "decord" or "torchcodec" decode the same frames, which PyAV's index chooses;
                 colours differ a little. Animations and folders are read by Pillow whatever this says.
     max_side:   the longer side of the frames, in pixels; larger ones are made smaller, smaller ones stay.
@@ -60,13 +64,14 @@ def read_frames(
                 frames that nobody asked for goes unnoticed.
     progress:   True for a bar on the error stream, or a function of (text, fraction).
 
-    Times come from the file's time stamps, right for variable rates, and count from the first frame. Frames are turned
-    upright. Each is resized as soon as it is decoded, so memory holds the result and a few frames, for any length.
+    Times come from the file's time stamps, right for variable rates, and count from the clip's first frame, of a part
+    too. Frames are turned upright. Each is resized as soon as it is decoded, so memory holds the result and a few
+    frames, for any length.
 
     Raises VideoDecodeError for a file that is empty, damaged, cut off, without frames, or no clip; FileNotFoundError
     where there is none; ValueError for arguments; ImportError for a back end that is not installed.
     """
-    wish = Wish(n, fps, timestamps, n_max, spread)
+    wish = Wish(n, fps, timestamps, n_max, spread, start, end)
     _check(backend, max_side, max_pixels, folder_fps, errors)
     path = Path(path)
     with reporting(progress, path.name) as report:
@@ -81,8 +86,8 @@ def _frames(path: Path, reader: Reader, wish: Wish, max_side: int | None, errors
             f"{path} is not complete: {timeline.missing}. Save or download it again, or read what is there with "
             'errors="partial"'
         )
-    if timeline.assumed and wish.n is None:
-        raise ValueError(f"{path}: {timeline.assumed}; give its rate as folder_fps, or ask for n frames")
+    if timeline.assumed and (wish.n is None or wish.of_a_part):
+        raise ValueError(f"{path}: {timeline.assumed}; give its rate as folder_fps, or ask for n frames of all of it")
     rows, note = choose(wish, timeline)
     pixels, rows, unread = _collect(path, reader, rows, max_side, errors, report)
     return Frames(

@@ -1,0 +1,154 @@
+"""Asks a model a batch of questions under a condition, and notes what was kept and what it took."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from vtprune.api import pruned
+from vtprune.bench.clock import now
+from vtprune.bench.condition import Condition
+from vtprune.bench.views import Shown
+from vtprune.chat import encode, floats_as
+from vtprune.cli.options import make_policy
+from vtprune.cli.prompt import prompt_text
+from vtprune.models import Loaded
+from vtprune.report import Report
+from vtprune.seconds import frame_times
+from vtprune.tokens import site_name
+from vtprune.video.inputs import processor_arguments, seconds_of
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """A question with what is shown, as the model's own template writes it."""
+
+    text: str
+    shown: tuple[Shown, ...]
+
+
+@dataclass(frozen=True, eq=False)
+class Asked:
+    """Model inputs of a batch of prompts, where the model is. seconds: for ``vtprune.frame_times``, or None."""
+
+    inputs: Mapping[str, Tensor]
+    seconds: list | None
+    size: int
+
+
+@dataclass(frozen=True, eq=False)
+class Said:
+    """What a model said to one prompt of a batch.
+
+    raw:    the answer. new_tokens: how many. logits: (V,) float32 of the first of them, on the CPU.
+    before, after, layers, kept: visual tokens offered, left after the last site, seen by a layer on average, by site.
+    sites, rows: where the policy acted, and the rows that it kept there.
+    kv:     bytes of the BATCH's cache after the prefill, pads included: measured, predicted from the kept counts,
+            predicted unpruned; None without visuals.
+    seconds: of answering and of selecting, the batch's divided by its size.
+    """
+
+    raw: str
+    new_tokens: int
+    logits: Tensor
+    before: int = 0
+    after: int = 0
+    layers: float = 0.0
+    kept: Mapping[str, list[int]] = field(default_factory=dict)
+    sites: tuple[float, ...] = ()
+    rows: tuple[Tensor, ...] = ()
+    kv: tuple[int, int, int] | None = None
+    seconds: Mapping[str, float] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
+
+    @property
+    def first(self) -> str:
+        """Sixteen digits of the first token's logits."""
+        return hashlib.sha256(self.logits.numpy().tobytes()).hexdigest()[:16]
+
+
+def write_prompt(loaded: Loaded, text: str, shown: Sequence[Shown]) -> Prompt:
+    """The prompt of a question; what is shown comes first, as published prompts have it."""
+    return Prompt(prompt_text(loaded, [*shown, text]), tuple(shown))
+
+
+def read_prompts(loaded: Loaded, prompts: Sequence[Prompt]) -> Asked:
+    """Model inputs of a batch. Either all prompts show something or none does."""
+    merged: dict[str, Any] = {}
+    for prompt in prompts:
+        for name, value in processor_arguments(loaded.processor, prompt.shown).items():
+            merged[name] = [*merged.get(name, []), *value] if isinstance(value, list) else value
+    inputs = encode(loaded.processor, [prompt.text for prompt in prompts], loaded.model.device, **merged)
+    seconds = seconds_of([shown for prompt in prompts for shown in prompt.shown], inputs)
+    return Asked(floats_as(inputs, loaded.model), seconds, len(prompts))
+
+
+def ask(loaded: Loaded, asked: Asked, condition: Condition, max_new_tokens: int, policy: Any = None) -> list[Said]:
+    """Greedy answers of the model under a condition. policy: instead of the condition's own, made of its options.
+
+    Raises ValueError where the policy refuses.
+    """
+    model, length = loaded.model, asked.inputs["input_ids"].shape[1]
+    start = now(model.device)
+    with pruned(model, policy or policy_of(condition), positions=condition.positions) as report, torch.inference_mode():
+        with frame_times(asked.seconds) if asked.seconds else nullcontext():
+            output = model.generate(
+                **asked.inputs,
+                max_new_tokens=max_new_tokens,
+                do_sample=False,
+                num_beams=1,
+                use_cache=True,
+                return_dict_in_generate=True,
+                output_logits=True,
+            )
+        seconds = {
+            "answer": (now(model.device) - start) / asked.size,
+            "select": report.milliseconds / 1000 / asked.size,
+        }
+    new = output.sequences[:, length:].cpu()
+    texts = loaded.processor.batch_decode(new, skip_special_tokens=True)
+    logits = output.logits[0].float().cpu()
+    ends = stop_ids(model)
+    found = []
+    for b, text in enumerate(texts):
+        stops = [i for i, token in enumerate(new[b].tolist()) if token in ends]
+        length = stops[0] + 1 if stops else new.shape[1]
+        found.append(Said(text.strip(), length, logits[b], seconds=seconds, **counted(report, b)))
+    return found
+
+
+def policy_of(condition: Condition) -> Any:
+    """The policy that is in force; "none" under a control that shows less or something else."""
+    if condition.kind not in ("policy", "random", "uniform", "pool"):
+        return make_policy("none")
+    return make_policy(condition.policy, condition.options, keep_ratio=repr(condition.keep_ratio), seed=condition.seed)
+
+
+def stop_ids(model: torch.nn.Module) -> set[int]:
+    """The tokens that end an answer."""
+    ends = model.generation_config.eos_token_id
+    return set(ends) if isinstance(ends, (list, tuple)) else {ends}
+
+
+def counted(report: Report, b: int) -> dict[str, Any]:
+    """What was kept of sample ``b`` of the last prefill, as fields of ``Said``; nothing of a prompt without visuals."""
+    if report.last is None or not len(report.last.offered[b]):
+        return {"notes": tuple(report.notes)}
+    before, after = report.tokens[b]
+    kept = {site_name(record.site): [record.before[b], record.after[b]] for record in report.sites}
+    return {
+        "before": before,
+        "after": after,
+        "layers": report.layer_mean(b),
+        "kept": kept,
+        "sites": tuple(record.site for record in report.sites),
+        "rows": tuple(record.kept[b] for record in report.sites),
+        "kv": (report.kv_bytes, *report.kv_bytes_padded),
+        "notes": tuple(report.notes),
+    }

@@ -1,0 +1,295 @@
+"""A worker: loads the model and the tasks of a plan, and turns units of work into rows."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime, timezone
+from functools import cached_property
+from typing import Any
+
+import torch
+
+from vtprune.bench.ask import Asked, Prompt, Said, ask, policy_of, read_prompts, write_prompt
+from vtprune.bench.clock import now
+from vtprune.bench.condition import Condition
+from vtprune.bench.frame_scores import FrameScores, scored, wants_scores
+from vtprune.bench.make_task import make_task
+from vtprune.bench.plan import Plan, Unit
+from vtprune.bench.question import Grade, Question, digest
+from vtprune.bench.tasks import Task
+from vtprune.bench.twin import Twin
+from vtprune.bench.versions import commit, versions
+from vtprune.bench.views import View, load, other_question, view_of
+from vtprune.cli.error import one_line
+from vtprune.cli.quiet import quiet_transformers
+from vtprune.models import Loaded
+from vtprune.models import load as load_model
+
+FAILURES = (ValueError, TypeError, LookupError, ArithmeticError, OSError, RuntimeError, ImportError)
+"""What makes a question a failed row instead of ending the run: files that cannot be read, prompts that do not fit,
+policies that refuse, a device's memory."""
+
+Row = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Part:
+    """Questions of a unit that are shown the same kind of thing, and the model inputs of that."""
+
+    questions: tuple[Question, ...]
+    prompts: tuple[Prompt, ...]
+    asked: Asked
+    seconds: Mapping[str, float]
+
+
+@dataclass(frozen=True, eq=False)
+class Opened:
+    """A task whose questions are known."""
+
+    task: Task
+    questions: Sequence[Question]
+
+    @cached_property
+    def place(self) -> Mapping[str, int]:
+        """Where each question stands, by id."""
+        return {question.id: i for i, question in enumerate(self.questions)}
+
+
+class Worker:
+    """Answers units. It holds one model; nothing that it says depends on which units it did before."""
+
+    def __init__(self, plan: Plan):
+        if plan.threads is not None:
+            torch.set_num_threads(plan.threads)
+        self.plan = plan
+        self.conditions = {condition.name: condition for condition in plan.conditions}
+        with quiet_transformers():
+            self.loaded: Loaded = load_model(plan.model, dtype=plan.dtype, device=plan.device, attention=plan.attention)
+        self.opened: dict[str, Opened] = {}
+
+    @cached_property
+    def frame_scores(self) -> FrameScores:
+        """What rates frames, loaded when a policy first goes by it."""
+        return FrameScores(self.plan.scorer, self.loaded)
+
+    def open(self, spec: str) -> Opened:
+        """The task of this name, read once."""
+        if spec not in self.opened:
+            task = make_task(spec, self.plan.data, self.plan.folders.get(spec))
+            self.opened[spec] = Opened(task, tuple(task.questions()))
+        return self.opened[spec]
+
+    def do(self, unit: Unit) -> list[Row]:
+        """One row for each question and condition; what failed is a row that says why."""
+        with quiet_transformers():
+            return Job(self, unit).rows()
+
+    def failures(self, unit: Unit, error: str) -> list[Row]:
+        """The rows of a unit that could not be done at all."""
+        job = Job(self, unit)
+        return [
+            job.failure(question, self.conditions[name], error)
+            for name in unit.conditions
+            for question in job.questions
+        ]
+
+
+class Job:
+    """One unit in the making: what it loaded, and the first-token logits of the unpruned model."""
+
+    def __init__(self, worker: Worker, unit: Unit):
+        self.worker, self.unit, self.loaded = worker, unit, worker.loaded
+        self.opened = worker.open(unit.task)
+        self.task = self.opened.task
+        self.questions = [self.opened.questions[self.opened.place[name]] for name in unit.questions]
+        self.limit = worker.plan.max_new_tokens or self.task.max_new_tokens
+        self.seen: dict[View, tuple[list[Part], dict[str, str]]] = {}
+        self.whole: dict[tuple[str, ...], list[torch.Tensor]] = {}
+        self.kept: dict[tuple[str, tuple[str, ...]], list[Said]] = {}
+
+    def rows(self) -> list[Row]:
+        found = []
+        for condition, view in self._in_order():
+            parts, failed = self.parts_of(view)
+            found += [
+                self.failure(question, condition, failed[question.id])
+                for question in self.questions
+                if question.id in failed
+            ]
+            for part in parts:
+                found += self._answers(part, condition)
+        return found
+
+    def _in_order(self) -> list[tuple[Condition, View]]:
+        """The unit's conditions, those together that are shown the same, so that it is loaded once."""
+        shares = self.worker.plan.shares.get(self.unit.task, {})
+        pairs = [(self.worker.conditions[name], shares.get(name)) for name in self.unit.conditions]
+        pairs = [(condition, view_of(condition, share)) for condition, share in pairs]
+        order = list(dict.fromkeys(view for _, view in pairs))
+        return sorted(pairs, key=lambda pair: order.index(pair[1]))
+
+    def parts_of(self, view: View) -> tuple[list[Part], dict[str, str]]:
+        """What a view shows of the unit's questions, and why of some it cannot."""
+        if view not in self.seen:
+            prompts, seconds, failed = {}, {}, {}
+            for question in self.questions:
+                start = now()
+                try:
+                    prompts[question.id] = self._prompt(question, view)
+                except FAILURES as error:
+                    failed[question.id] = one_line(error)
+                seconds[question.id] = now() - start
+            # what is last shown to a model may be much: other views of the same questions are let go
+            self.seen = {view: (self._read(prompts, seconds, failed), failed)}
+        return self.seen[view]
+
+    def _prompt(self, question: Question, view: View) -> Prompt:
+        visuals = question.visuals
+        if view.whose == "none":
+            visuals = ()
+        elif view.whose == "other":
+            visuals = other_question(self.opened.questions, self.opened.place[question.id]).visuals
+        shown = [load(visual, view, self.worker.plan.frames) for visual in visuals]
+        return write_prompt(self.loaded, question.text, shown)
+
+    def _read(self, prompts: Mapping[str, Prompt], seconds: Mapping[str, float], failed: dict[str, str]) -> list[Part]:
+        """The prompts as model inputs: those that show something together, and those that show nothing."""
+        found = []
+        for showing in (True, False):
+            names = [name for name, prompt in prompts.items() if bool(prompt.shown) == showing]
+            found += self._encode(names, prompts, seconds, failed)
+        return found
+
+    def _encode(self, names: list[str], prompts, seconds, failed: dict[str, str]) -> list[Part]:
+        if not names:
+            return []
+        start, several = now(), tuple(prompts[name] for name in names)
+        try:
+            asked = read_prompts(self.loaded, several)
+        except FAILURES as error:
+            if len(names) == 1:
+                failed[names[0]] = one_line(error)
+                return []
+            # one of them cannot be read: alone, the others can
+            return [part for name in names for part in self._encode([name], prompts, seconds, failed)]
+        took = {"read": sum(seconds[name] for name in names) / len(names), "inputs": (now() - start) / len(names)}
+        questions = {question.id: question for question in self.questions}
+        return [Part(tuple(questions[name] for name in names), several, asked, took)]
+
+    def _answers(self, part: Part, condition: Condition) -> list[Row]:
+        rated = self.worker.conditions[condition.beside] if condition.kind == "twin" else condition
+        if wants_scores(rated) and len(part.questions) > 1:
+            # scores are those of one prompt's frames
+            return [row for one in self.alone(part) for row in self._answers(one, condition)]
+        try:
+            said = self._ask(part, condition)
+            whole = self._whole(part, condition, said)
+        except FAILURES as error:
+            if len(part.questions) == 1:
+                return [self.failure(part.questions[0], condition, one_line(error))]
+            return [row for one in self.alone(part) for row in self._answers(one, condition)]
+        return [
+            self._row(part, i, condition, one, change(one.logits, whole[i]) if condition.prunes else None)
+            for i, one in enumerate(said)
+        ]
+
+    def _ask(self, part: Part, condition: Condition) -> list[Said]:
+        if condition.kind == "twin":
+            return ask(self.loaded, part.asked, condition, self.limit, self._twin(part, condition))
+        names = tuple(question.id for question in part.questions)
+        said = self._policy(part, condition)
+        self.kept[condition.name, names] = said
+        return said
+
+    def _twin(self, part: Part, condition: Condition) -> Twin:
+        """Random tokens with the counts of the condition beside, which is asked if it was not."""
+        key = (condition.beside, tuple(question.id for question in part.questions))
+        if key not in self.kept:
+            self.kept[key] = self._policy(part, self.worker.conditions[condition.beside])
+        shown = [said for said in self.kept[key] if said.before]
+        sites = shown[0].sites if shown else ()
+        return Twin({site: [len(said.rows[i]) for said in shown] for i, site in enumerate(sites)}, condition.seed or 0)
+
+    def _policy(self, part: Part, condition: Condition) -> list[Said]:
+        if not wants_scores(condition):
+            return ask(self.loaded, part.asked, condition, self.limit)
+        start = now()
+        scores = self.worker.frame_scores(part.prompts[0].shown, part.questions[0].text)
+        took = now() - start
+        [said] = ask(self.loaded, part.asked, condition, self.limit, scored(policy_of(condition), scores))
+        # rating frames is selecting
+        seconds = {name: value + took for name, value in said.seconds.items()}
+        return [dataclasses.replace(said, seconds=seconds)]
+
+    def alone(self, part: Part) -> list[Part]:
+        return [
+            Part((question,), (prompt,), read_prompts(self.loaded, [prompt]), part.seconds)
+            for question, prompt in zip(part.questions, part.prompts, strict=True)
+        ]
+
+    def _whole(self, part: Part, condition: Condition, said: Sequence[Said]) -> list[torch.Tensor]:
+        """The unpruned model's logits for the same batch; they are made for this if they are not there."""
+        names = tuple(question.id for question in part.questions)
+        if condition.kind == "full":
+            self.whole[names] = [one.logits for one in said]
+        elif condition.prunes and names not in self.whole:
+            self.whole[names] = [one.logits for one in ask(self.loaded, part.asked, Condition("full"), 1)]
+        return self.whole.get(names, [])
+
+    def _row(self, part: Part, i: int, condition: Condition, said: Said, changed: float | None) -> Row:
+        question, prompt = part.questions[i], part.prompts[i]
+        grade = self.task.grade(question, said.raw)
+        frames = [len(one) for one in prompt.shown if hasattr(one, "seconds")]
+        return {
+            **self._about(question, condition),
+            "raw": said.raw,
+            "parsed": grade.parsed,
+            "score": grade.score,
+            "correct": grade.score >= 0.5,
+            "error": None,
+            "prompt": digest(f"{prompt.text}\n{[visual.name for visual in question.visuals]}"),
+            "frames": sum(frames) if frames else None,
+            "before": said.before,
+            "after": said.after,
+            "layers": said.layers,
+            "kept": dict(said.kept),
+            "kv": said.kv and list(said.kv),
+            "batch": part.asked.size,
+            "first": said.first,
+            "change": changed,
+            "new_tokens": said.new_tokens,
+            "seconds": {**part.seconds, **said.seconds},
+            "notes": list(said.notes),
+        }
+
+    def failure(self, question: Question, condition: Condition, why: str) -> Row:
+        """The row of a question that was not answered."""
+        nothing = dict.fromkeys(("raw", "parsed", "frames", "kv", "first", "change", "layers"))
+        zeros = {"before": 0, "after": 0, "new_tokens": 0, "batch": 1}
+        row = {**self._about(question, condition), **nothing, **zeros, **vars(Grade(None, 0.0)), "error": why}
+        return {**row, "correct": False, "prompt": None, "kept": {}, "seconds": {}, "notes": []}
+
+    def _about(self, question: Question, condition: Condition) -> Row:
+        """What every row begins with."""
+        return {
+            "task": self.unit.task,
+            "question": question.id,
+            "condition": condition.name,
+            "row": condition.row,
+            "cluster": question.cluster,
+            "labels": dict(question.labels),
+            "options": list(question.options),
+            "answer": question.answer,
+            "visuals": [visual.name for visual in question.visuals],
+            "seed": condition.seed,
+            "commit": commit(),
+            "versions": versions(),
+            "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        }
+
+
+def change(one: torch.Tensor, other: torch.Tensor) -> float:
+    """The total variation distance of two next-token distributions, from logits (V,): 0 equal, 1 nothing in common."""
+    return float((one.double().softmax(-1) - other.double().softmax(-1)).abs().sum()) / 2
