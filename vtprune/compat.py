@@ -31,8 +31,10 @@ def attention_window(attn: Any) -> int | None:
     return getattr(attn.config, "sliding_window", None)
 
 
-def anyres_tiles(image_sizes: Tensor | Sequence, grid_pinpoints: Sequence, image_size: int) -> list[int]:
-    """How many crops each image is cut into, the thumbnail included.
+def anyres_crops(
+    image_sizes: Tensor | Sequence, grid_pinpoints: Sequence, image_size: int
+) -> list[tuple[int, int]]:
+    """The rows and columns of crops that each image is cut into, the thumbnail not among them.
 
     image_sizes:    (images, 2) height and width in pixels, a tensor or pairs.
     grid_pinpoints: the (height, width) that an image may be resized to.
@@ -41,7 +43,7 @@ def anyres_tiles(image_sizes: Tensor | Sequence, grid_pinpoints: Sequence, image
     Of the pinpoints the one is taken that keeps most pixels of the image, and of several of those the smallest.
     """
     sizes = image_sizes.tolist() if isinstance(image_sizes, Tensor) else image_sizes
-    counts = []
+    crops = []
     for height, width in sizes:
 
         def fit(pinpoint: Sequence[int], height: int = int(height), width: int = int(width)) -> tuple[int, int]:
@@ -50,8 +52,8 @@ def anyres_tiles(image_sizes: Tensor | Sequence, grid_pinpoints: Sequence, image
             return kept, kept - pinpoint[0] * pinpoint[1]
 
         best = max(grid_pinpoints, key=fit)
-        counts.append(1 + -(-best[0] // image_size) * -(-best[1] // image_size))
-    return counts
+        crops.append((-(-best[0] // image_size), -(-best[1] // image_size)))
+    return crops
 
 
 def attention_kind(config: Any) -> str:
@@ -88,3 +90,9 @@ def is_compiled_call() -> bool:
     callback that does so is private to torch (2.2 to 2.13).
     """
     return torch.compiler.is_compiling() or torch._C._dynamo.eval_frame.get_eval_frame_callback() is not None
+
+
+def takes_encoded(model: Any) -> bool:
+    """Whether ``generate`` takes ``mm_encoder_outputs``, what the vision tower gave before (seen from 5.9 to 5.23)."""
+    supports = getattr(model, "_supports_mm_encoder_outputs", None)
+    return callable(supports) and bool(supports())

@@ -10,6 +10,7 @@ import torch
 from tests.bench.conftest import FULL
 from tests.bench.scenes_task import some_questions
 from vtprune.bench import same_time
+from vtprune.bench.ask import Prompt
 from vtprune.bench.break_even import break_even, break_even_rows
 from vtprune.bench.condition import Condition
 from vtprune.bench.efficiency import in_turns, spread, time_rows
@@ -17,6 +18,7 @@ from vtprune.bench.memory import peak_bytes
 from vtprune.bench.recheck import AGAIN, ALONE, recheck
 from vtprune.policies.base import POLICIES
 from vtprune.tokens import BEFORE_LLM, Selection
+from vtprune.video.frames import Frames
 
 UNIFORM = Condition("uniform", "uniform", (), 0.25)
 
@@ -100,10 +102,22 @@ def test_break_even_rows_show_more_and_more(bench):
 def test_same_time_finds_the_share_whose_time_is_given(monkeypatch, limit, share):
     """A model whose time is its share: what is found is no slower, and hardly faster, than it may be."""
     timer = same_time._Timer(None, ())
+    monkeypatch.setattr(timer, "_size", lambda share: share)
     monkeypatch.setattr(timer, "seconds", lambda condition, share: limit if condition.kind == "policy" else share)
     found = timer.share(Condition("policy", "fastv", (), 0.25))
     # six halvings of a range of 64 in its logarithm
     assert share / 64 ** (1 / 2**same_time.STEPS) <= found <= share
+
+
+def test_shares_that_show_as_many_frames_are_timed_once(monkeypatch):
+    """Of 16 frames there are 9 even numbers to show, 1 among them; seven shares of a search meet some of them twice."""
+    timer, timed = same_time._Timer(None, ()), []
+    clip = Frames(np.zeros((16, 2, 2, 3), np.uint8), np.arange(16.0), np.arange(16), 16, 1.0, 16.0, "test")
+    monkeypatch.setattr(timer, "prompts", lambda share: [(Prompt("", (clip,)), None)])
+    monkeypatch.setattr(timer, "seconds", lambda condition, share: timed.append(share) or share)
+    for share in (1.0, 0.9, 0.88, 0.5, 0.49, 0.13, 0.12, 0.01):
+        timer.unpruned(share)
+    assert timed == [1.0, 0.9, 0.5, 0.13, 0.01]
 
 
 def test_same_time_is_left_out_where_smaller_pictures_cost_as_much(bench):

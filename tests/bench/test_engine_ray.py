@@ -9,7 +9,10 @@ from pathlib import Path
 
 import pytest
 
+from vtprune.bench import engine_local
+from vtprune.bench.condition import Condition
 from vtprune.bench.engine_ray import Share, results, share_out
+from vtprune.bench.make_task import make_task
 from vtprune.bench.plan import Plan, Unit
 
 
@@ -182,3 +185,17 @@ def test_without_ray(monkeypatch, tmp_path):
     monkeypatch.setitem(sys.modules, "ray", None)
     with pytest.raises(ImportError, match=r"pip install 'vtprune\[ray\]'"):
         list(results(plan_for(tmp_path), [unit("q")], worker=StandIn))
+
+
+def test_the_embedded_model_answers_as_it_does_here(ray):
+    """Oracle: the engine of this process. Times and dates are all that may differ."""
+    conditions = (Condition("full"), Condition("policy", "fastv", ("layer=3",), 0.25))
+    plan = Plan("embedded-image", ("embedded-image:n=1",), conditions, threads=1)
+    ids = [question.id for question in make_task(plan.tasks[0]).questions()][:6]
+    units = [Unit(plan.tasks[0], tuple(ids[i : i + 3]), ("full", conditions[1].name)) for i in (0, 3)]
+
+    def told(engine, **more):
+        rows = [row for some in engine(plan, units, **more) for row in some]
+        return sorted_rows({k: v for k, v in row.items() if k not in ("seconds", "date")} for row in rows)
+
+    assert told(results, workers=1) == told(engine_local.results)

@@ -166,6 +166,25 @@ def test_an_interrupted_run_keeps_what_it_has_and_says_how_to_go_on(tmp_path, ca
     assert len(rows_in(tmp_path)) == 12
 
 
+class InPieces(Interrupted):
+    """A worker that gives what it has a condition at a time, and is interrupted before the last."""
+
+    def pieces(self, unit):
+        for name in unit.conditions[:-1]:
+            yield [row(unit.task, question, name) for question in unit.questions]
+        raise KeyboardInterrupt
+
+
+def test_what_was_answered_of_a_unit_is_not_asked_again(tmp_path):
+    with open_store(tmp_path) as store, pytest.raises(KeyboardInterrupt):
+        run(PLAN, store, asked(4), batch=4, options={"worker": InPieces})
+    assert [one["condition"] for one in rows_in(tmp_path)] == [name for name in NAMES[:2] for _ in range(4)]
+    made = []
+    with open_store(tmp_path) as store:
+        run(PLAN, store, asked(4), batch=4, options={"worker": stand_in(made)})
+    assert [unit.conditions for unit in made[0].units] == [NAMES[2:]]
+
+
 @pytest.mark.parametrize(
     ("gives", "said"),
     [

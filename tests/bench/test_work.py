@@ -176,3 +176,32 @@ def test_pictures_are_read_once_for_conditions_that_show_the_same(bench):
 def test_change_is_the_total_variation_distance():
     one, other = torch.tensor([0.3, 0.7]).log(), torch.tensor([0.5, 0.5]).log()
     assert change(one, other) == pytest.approx(0.2) and change(one, one) == 0.0
+
+
+@pytest.mark.parametrize("policy", ["fastv", "framefusion", "random"])
+def test_what_is_shown_again_is_not_encoded_again(bench, policy, monkeypatch):
+    """Oracle: the same rows, bit by bit, of a worker whose tower runs each time."""
+    questions = some_questions(3)
+    conditions = [FULL, Condition("policy", policy, (), 0.5), Condition("uniform", "uniform", (), 0.25)]
+    bench.open(questions, conditions)
+    calls = []
+    hook = bench.worker.loaded.model.model.vision_tower.register_forward_pre_hook(lambda *_: calls.append(1))
+    rows = bench.rows(questions, conditions)
+    assert len(calls) == 1
+    monkeypatch.setattr("vtprune.compat.takes_encoded", lambda model: False)
+    again = bench.rows(questions, conditions)
+    assert len(calls) == 1 + len(conditions)
+    hook.remove()
+    untimed = [
+        [{k: v for k, v in row.items() if k not in ("seconds", "date")} for row in some] for some in (rows, again)
+    ]
+    assert untimed[0] == untimed[1]
+    assert all(row["seconds"]["vision"] > 0 for row in rows)
+
+
+def test_a_policy_that_looks_into_the_tower_has_it_run(bench):
+    """Oracle: a unit of its own, in which nothing was encoded before."""
+    questions = some_questions(2)
+    looks = Condition("policy", "vtc_cls", (), 0.25)
+    together = by(bench.rows(questions, [FULL, looks]), looks)
+    assert [row["first"] for row in together] == [row["first"] for row in bench.rows(questions, [looks])]

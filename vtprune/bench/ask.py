@@ -14,6 +14,7 @@ from torch import Tensor
 from vtprune.api import pruned
 from vtprune.bench.clock import now
 from vtprune.bench.condition import Condition
+from vtprune.bench.encoded import Encoded
 from vtprune.bench.views import Shown
 from vtprune.chat import encode, floats_as
 from vtprune.cli.options import make_policy
@@ -35,11 +36,15 @@ class Prompt:
 
 @dataclass(frozen=True, eq=False)
 class Asked:
-    """Model inputs of a batch of prompts, where the model is. seconds: for ``vtprune.frame_times``, or None."""
+    """Model inputs of a batch of prompts, where the model is.
+
+    seconds: for ``vtprune.frame_times``, or None. encoded: what the vision tower gave, once it ran.
+    """
 
     inputs: Mapping[str, Tensor]
     seconds: list | None
     size: int
+    encoded: Encoded = field(default_factory=Encoded)
 
 
 @dataclass(frozen=True, eq=False)
@@ -51,7 +56,7 @@ class Said:
     sites, rows: where the policy acted, and the rows that it kept there.
     kv:     bytes of the BATCH's cache after the prefill, pads included: measured, predicted from the kept counts,
             predicted unpruned; None without visuals.
-    seconds: of answering and of selecting, the batch's divided by its size.
+    seconds: of the vision tower, of answering without that, and of selecting, the batch's divided by its size.
     """
 
     raw: str
@@ -95,11 +100,11 @@ def ask(loaded: Loaded, asked: Asked, condition: Condition, max_new_tokens: int,
     Raises ValueError where the policy refuses.
     """
     model, length = loaded.model, asked.inputs["input_ids"].shape[1]
-    start = now(model.device)
     with pruned(model, policy or policy_of(condition), positions=condition.positions) as report, torch.inference_mode():
+        start = now(model.device)
         with frame_times(asked.seconds) if asked.seconds else nullcontext():
             output = model.generate(
-                **asked.inputs,
+                **asked.encoded.arguments(model, report.policy, asked.inputs),
                 max_new_tokens=max_new_tokens,
                 do_sample=False,
                 num_beams=1,
@@ -107,10 +112,7 @@ def ask(loaded: Loaded, asked: Asked, condition: Condition, max_new_tokens: int,
                 return_dict_in_generate=True,
                 output_logits=True,
             )
-        seconds = {
-            "answer": (now(model.device) - start) / asked.size,
-            "select": report.milliseconds / 1000 / asked.size,
-        }
+        seconds = _seconds(now(model.device) - start, report, asked)
     new = output.sequences[:, length:].cpu()
     texts = loaded.processor.batch_decode(new, skip_special_tokens=True)
     logits = output.logits[0].float().cpu()
@@ -121,6 +123,16 @@ def ask(loaded: Loaded, asked: Asked, condition: Condition, max_new_tokens: int,
         length = stops[0] + 1 if stops else new.shape[1]
         found.append(Said(text.strip(), length, logits[b], seconds=seconds, **counted(report, b)))
     return found
+
+
+def _seconds(took: float, report: Report, asked: Asked) -> dict[str, float]:
+    """By phase and prompt. Where the vision tower did not run again, it counts as what it took when it did."""
+    vision = report.vision_milliseconds / 1000
+    if vision and asked.encoded.seconds is None:
+        asked.encoded.seconds = vision
+    found = {"vision": vision or asked.encoded.seconds or 0.0, "answer": took - vision}
+    found["select"] = report.milliseconds / 1000
+    return {name: value / asked.size for name, value in found.items()}
 
 
 def policy_of(condition: Condition) -> Any:

@@ -6,15 +6,19 @@ that a smaller input saves in the vision tower.
 
 from __future__ import annotations
 
+import dataclasses
 import statistics
 from collections.abc import Mapping, Sequence
 
-from vtprune.bench.ask import Asked, ask, read_prompts, write_prompt
+from vtprune.bench.ask import Asked, Prompt, ask, read_prompts, write_prompt
 from vtprune.bench.clock import now
 from vtprune.bench.condition import Condition
+from vtprune.bench.encoded import Encoded
+from vtprune.bench.frame_scores import wants_scores
 from vtprune.bench.question import Question
-from vtprune.bench.views import View, load
+from vtprune.bench.views import View, fewer, load
 from vtprune.bench.work import Worker
+from vtprune.video.frames import Frames
 
 ROUNDS, QUESTIONS = 5, 3
 """Timed answers of each of so many questions; the first of a prompt is not timed."""
@@ -57,39 +61,52 @@ class _Timer:
 
     def __init__(self, worker: Worker, questions: Sequence[Question]):
         self.worker, self.questions = worker, questions
-        self.inputs: dict[float, list[Asked]] = {}
-        self.times: dict[float, float] = {}
+        self.inputs: dict[float, list[tuple[Prompt, Asked]]] = {}
+        self.times: dict[object, float] = {}
 
-    def prompts(self, share: float) -> list[Asked]:
+    def prompts(self, share: float) -> list[tuple[Prompt, Asked]]:
         if share not in self.inputs:
             loaded, frames = self.worker.loaded, self.worker.plan.frames
             shown = [[load(visual, View(share), frames) for visual in one.visuals] for one in self.questions]
             prompts = [write_prompt(loaded, one.text, what) for one, what in zip(self.questions, shown, strict=True)]
             whole = {1.0: self.inputs[1.0]} if 1.0 in self.inputs else {}
-            self.inputs = whole | {share: [read_prompts(loaded, [one]) for one in prompts]}
+            self.inputs = whole | {share: [(one, read_prompts(loaded, [one])) for one in prompts]}
         return self.inputs[share]
 
     def shrinks(self) -> bool:
         """Whether a quarter of the pixels or frames makes a shorter prompt."""
-        lengths = [[one.inputs["input_ids"].shape[1] for one in self.prompts(share)] for share in (1.0, 0.25)]
+        lengths = [[asked.inputs["input_ids"].shape[1] for _, asked in self.prompts(share)] for share in (1.0, 0.25)]
         return sum(lengths[1]) < sum(lengths[0])
 
     def seconds(self, condition: Condition, share: float) -> float:
         """To the first token, the sum over the questions of each one's median."""
-        return sum(self._median(asked, condition) for asked in self.prompts(share))
+        pairs = zip(self.questions, self.prompts(share), strict=True)
+        return sum(self._median(question, *both, condition) for question, both in pairs)
 
-    def _median(self, asked: Asked, condition: Condition) -> float:
+    def _median(self, question: Question, prompt: Prompt, asked: Asked, condition: Condition) -> float:
         took = []
         for _ in range(1 + ROUNDS):
             start = now(self.worker.loaded.model.device)
-            ask(self.worker.loaded, asked, condition, 1)
+            if wants_scores(condition):
+                # rating frames is selecting
+                self.worker.frame_scores(prompt.shown, question.text)
+            # the vision tower runs anew, since it is part of what a smaller input saves
+            ask(self.worker.loaded, dataclasses.replace(asked, encoded=Encoded()), condition, 1)
             took.append(now(self.worker.loaded.model.device) - start)
         return statistics.median(took[1:])
 
     def unpruned(self, share: float) -> float:
-        if share not in self.times:
-            self.times[share] = self.seconds(Condition("full"), share)
-        return self.times[share]
+        size = self._size(share)
+        if size not in self.times:
+            self.times[size] = self.seconds(Condition("full"), share)
+        return self.times[size]
+
+    def _size(self, share: float) -> object:
+        """What shares have in common that show the same: of clips so many frames."""
+        whole = [shown for prompt, _ in self.prompts(1.0) for shown in prompt.shown]
+        if not all(isinstance(shown, Frames) for shown in whole):
+            return share
+        return tuple(fewer(len(shown), share) for shown in whole)
 
     def share(self, condition: Condition) -> float:
         """The largest share that was tried and is no slower than a condition."""
@@ -111,4 +128,8 @@ def missing(notes: Mapping[str, str]) -> str:
     reasons: dict[str, list[str]] = {}
     for name, why in notes.items():
         reasons.setdefault(why, []).append(name)
-    return "; ".join(f"left out {', '.join(names)}: {why}" for why, names in reasons.items())
+    return "; ".join(f"left out {_some(names)}: {why}" for why, names in reasons.items())
+
+
+def _some(names: Sequence[str]) -> str:
+    return ", ".join(names) if len(names) <= 3 else f"{len(names)} conditions such as {names[0]}"

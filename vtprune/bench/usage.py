@@ -8,7 +8,7 @@ from typing import Any
 
 from vtprune.bench.sheet import Answers, Column
 
-PHASES = ("read", "inputs", "answer", "select")
+PHASES = ("read", "inputs", "vision", "answer", "select")
 
 
 def behaviour(column: Column) -> dict[str, Any]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timezone
 from functools import cached_property
@@ -83,8 +83,12 @@ class Worker:
 
     def do(self, unit: Unit) -> list[Row]:
         """One row for each question and condition; what failed is a row that says why."""
+        return [row for rows in self.pieces(unit) for row in rows]
+
+    def pieces(self, unit: Unit) -> Iterator[list[Row]]:
+        """The same rows, a condition at a time: what was answered is there to be stored."""
         with quiet_transformers():
-            return Job(self, unit).rows()
+            yield from Job(self, unit).pieces()
 
     def failures(self, unit: Unit, error: str) -> list[Row]:
         """The rows of a unit that could not be done at all."""
@@ -106,21 +110,23 @@ class Job:
         self.questions = [self.opened.questions[self.opened.place[name]] for name in unit.questions]
         self.limit = worker.plan.max_new_tokens or self.task.max_new_tokens
         self.seen: dict[View, tuple[list[Part], dict[str, str]]] = {}
+        self.rated: dict[int, tuple[list[torch.Tensor], float]] = {}
+        self.single: dict[int, list[Part]] = {}
         self.whole: dict[tuple[str, ...], list[torch.Tensor]] = {}
         self.kept: dict[tuple[str, tuple[str, ...]], list[Said]] = {}
 
-    def rows(self) -> list[Row]:
-        found = []
+    def pieces(self) -> Iterator[list[Row]]:
+        """Rows of all questions under one condition after the other."""
         for condition, view in self._in_order():
             parts, failed = self.parts_of(view)
-            found += [
+            found = [
                 self.failure(question, condition, failed[question.id])
                 for question in self.questions
                 if question.id in failed
             ]
             for part in parts:
                 found += self._answers(part, condition)
-        return found
+            yield found
 
     def _in_order(self) -> list[tuple[Condition, View]]:
         """The unit's conditions, those together that are shown the same, so that it is loaded once."""
@@ -142,6 +148,7 @@ class Job:
                     failed[question.id] = one_line(error)
                 seconds[question.id] = now() - start
             # what is last shown to a model may be much: other views of the same questions are let go
+            self.rated, self.single = {}, {}
             self.seen = {view: (self._read(prompts, seconds, failed), failed)}
         return self.seen[view]
 
@@ -215,19 +222,31 @@ class Job:
     def _policy(self, part: Part, condition: Condition) -> list[Said]:
         if not wants_scores(condition):
             return ask(self.loaded, part.asked, condition, self.limit)
-        start = now()
-        scores = self.worker.frame_scores(part.prompts[0].shown, part.questions[0].text)
-        took = now() - start
+        scores, took = self._scores(part)
         [said] = ask(self.loaded, part.asked, condition, self.limit, scored(policy_of(condition), scores))
         # rating frames is selecting
-        seconds = {name: value + took for name, value in said.seconds.items()}
+        more = {name: said.seconds[name] + took for name in ("answer", "select")}
+        seconds = {**said.seconds, **more}
         return [dataclasses.replace(said, seconds=seconds)]
 
+    def _scores(self, part: Part) -> tuple[list[torch.Tensor], float]:
+        """Scores of the frames of a prompt, and the seconds that they took; every ratio goes by the same."""
+        key = id(part)
+        if key not in self.rated:
+            start = now()
+            scores = self.worker.frame_scores(part.prompts[0].shown, part.questions[0].text)
+            self.rated[key] = (scores, now() - start)
+        return self.rated[key]
+
     def alone(self, part: Part) -> list[Part]:
-        return [
-            Part((question,), (prompt,), read_prompts(self.loaded, [prompt]), part.seconds)
-            for question, prompt in zip(part.questions, part.prompts, strict=True)
-        ]
+        """The questions of a part one by one, read once."""
+        if id(part) not in self.single:
+            pairs = zip(part.questions, part.prompts, strict=True)
+            self.single[id(part)] = [
+                Part((question,), (prompt,), read_prompts(self.loaded, [prompt]), part.seconds)
+                for question, prompt in pairs
+            ]
+        return self.single[id(part)]
 
     def _whole(self, part: Part, condition: Condition, said: Sequence[Said]) -> list[torch.Tensor]:
         """The unpruned model's logits for the same batch; they are made for this if they are not there."""

@@ -21,7 +21,7 @@ class Generated(Task):
     """Questions with one right answer and the label "kind", about what a generator draws. It ignores ``folder``."""
 
     metric: ClassVar[str] = "accuracy"
-    max_new_tokens: ClassVar[int] = 8
+    max_new_tokens: ClassVar[int] = 4
     generator: ClassVar[tuple[str, ...]]
     """Files of ``vtprune.embedded`` that decide what is seen and asked."""
     kinds: ClassVar[tuple[str, ...]]
