@@ -31,9 +31,7 @@ def attention_window(attn: Any) -> int | None:
     return getattr(attn.config, "sliding_window", None)
 
 
-def anyres_crops(
-    image_sizes: Tensor | Sequence, grid_pinpoints: Sequence, image_size: int
-) -> list[tuple[int, int]]:
+def anyres_crops(image_sizes: Tensor | Sequence, grid_pinpoints: Sequence, image_size: int) -> list[tuple[int, int]]:
     """The rows and columns of crops that each image is cut into, the thumbnail not among them.
 
     image_sizes:    (images, 2) height and width in pixels, a tensor or pairs.
@@ -54,6 +52,11 @@ def anyres_crops(
         best = max(grid_pinpoints, key=fit)
         crops.append((-(-best[0] // image_size), -(-best[1] // image_size)))
     return crops
+
+
+def anyres_tiles(image_sizes: Tensor | Sequence, grid_pinpoints: Sequence, image_size: int) -> list[int]:
+    """How many crops each image is cut into, the thumbnail included; arguments as for ``anyres_crops``."""
+    return [1 + rows * columns for rows, columns in anyres_crops(image_sizes, grid_pinpoints, image_size)]
 
 
 def attention_kind(config: Any) -> str:

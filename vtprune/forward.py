@@ -63,7 +63,8 @@ class Sample:
         segments, at = [], 0
         for ordinal, (origin, count) in enumerate(zip(self.row.sources, counts, strict=True)):
             if bool(origin.patch.any()):
-                segments.append(Segment(slice(at, at + count), origin.grids, origin.kind, ordinal, origin.clip))
+                alive = slice(at, at + count)
+                segments.append(Segment(alive, origin.grids, origin.kind, ordinal, origin.clip, origin.crops))
             at += count
         return tuple(segments)
 

@@ -230,6 +230,7 @@ class Report:
     @property
     def flops_selector(self) -> flops.Flops:
         """FLOPs of the attention rows that the policy read, all samples."""
+        from vtprune.rank import PASSES, RANK
         from vtprune.signals import needed, row_layer
 
         total = flops.Flops()
@@ -241,6 +242,11 @@ class Report:
                         rows = 1 if need.name == "last_query_attention" else len(row.text)
                         length = self.last.lengths[b][layer.index]
                         keys = length[0] if isinstance(length, tuple) else length
+                        if need.name == RANK:
+                            total = total + flops.attention_rows_flops(
+                                self._text_config, PASSES * keys, keys, True, query_rows=keys
+                            )
+                            continue
                         total = total + self._row_flops(layer, rows, keys)
         return total
 

@@ -11,11 +11,14 @@ from torch import Tensor, nn
 from vtprune.attention import attention_inputs
 from vtprune.cache import PrunedStaticLayer, live_layer
 from vtprune.forward import CURRENT, Forward
+from vtprune.rank import RANK, layer_rank, real_rows
 from vtprune.report import SiteRecord
-from vtprune.signals import PROJECTED, Need, needed, row_attention, row_layer
+from vtprune.signals import PROJECTED, UNPROJECTED, Need, needed, row_attention, row_layer
 from vtprune.tokens import site_name
 from vtprune.transition import Transitions, mlp_of, physical
-from vtprune.vision_signals import FeatureTap, vision_taps
+from vtprune.unprojected import joined, unprojected_hooks
+from vtprune.unrotated import UNROTATED, unrotated
+from vtprune.vision_signals import COLLECTED, FeatureTap, vision_taps
 
 
 class Sight:
@@ -24,7 +27,7 @@ class Sight:
     def __init__(self, pruner):
         self.pruner = pruner
         self.needs = needed(pruner.plan.policy)
-        self.rows = [need for need in self.needs if need.kind == "rows"]
+        self.rows = [need for need in self.needs if need.kind in ("rows", "keys")]
         self.transitions: dict[int, list[str]] = {}
         for need in self.needs:
             for layer in need.where if need.kind == "transition" else ():
@@ -49,9 +52,10 @@ class Sight:
         return vision_taps(self.pruner.family, model, texts) if texts else []
 
     def projector_hooks(self, model: nn.Module) -> list:
-        """(module, hook) pairs on the projector."""
-        wanted = any(need.name == PROJECTED for need in self.needs)
-        return [(self.pruner.family.projector(model), FeatureTap())] if wanted else []
+        """(module, hook) pairs on the projector, and on layers of the tower before it."""
+        names, family = {need.name for need in self.needs}, self.pruner.family
+        pairs = [(family.projector(model), FeatureTap())] if PROJECTED in names else []
+        return pairs + (unprojected_hooks(family, model, _unprojected) if UNPROJECTED in names else [])
 
     def layer_hooks(self) -> list:
         """(module, pre-hook) pairs on decoder layers."""
@@ -101,6 +105,8 @@ class Sight:
                 if forward.transitions is not None and forward.transitions.done(need):
                     logical = self._logical(forward, b)
                     serve[need.text] = partial(forward.transitions.rows, need, b, logical, hidden.device)
+            elif need.kind == "norm":
+                serve[need.text] = partial(self._normed, forward, need, hidden, b)
             elif (layer := row_layer(need, site)) is not None:
                 serve[need.text] = partial(self._read, forward, need, layer, (index, hidden, bound), b)
         return Signals(forward, forward.serving, serve)
@@ -125,13 +131,41 @@ class Sight:
             )
         if need.name == PROJECTED:
             return tuple(feature.to(device) for feature in seen)
+        if need.name == UNPROJECTED:
+            return joined(seen).of(sample.offered[sample.alive], device)
         return torch.cat(seen, -1)[..., sample.offered[sample.alive].to(seen[0].device)].to(device)
+
+    # ---- what the decoder's own parts make of the tokens
+
+    def _normed(self, forward: Forward, need: Need, hidden: Tensor, b: int) -> Tensor:
+        sample = forward.samples[b]
+        rows = sample.text if need.name.startswith("text") else sample.visual
+        with torch.no_grad():
+            return self.pruner.decoder.norm(hidden[b][rows.to(hidden.device)])
+
+    def _layer_keys(self, forward: Forward, need: Need, layer, b: int) -> Tensor:
+        inputs, columns = forward.captured[("peek", layer.index) if layer.peek else layer.index]
+        memo = (need.name if need.name in UNROTATED else "keys", layer.index, layer.peek)
+        attn = self.pruner.layers[layer.index].self_attn
+        if memo not in forward.memo and need.name in UNROTATED:
+            forward.memo[memo] = unrotated(attn, inputs, need.name)
+        elif memo not in forward.memo:
+            stored = self._keys(attn, inputs, layer.index, layer.peek)
+            forward.memo[memo] = _own_keys(attn, inputs) if stored is None else stored
+        keys = forward.memo[memo]
+        wanted = forward.samples[b].row.text if need.name == "text_keys" else self._logical(forward, b)
+        past = keys.shape[2] - inputs["hidden_states"].shape[1]
+        return keys[b][:, physical(columns, b, wanted.to(keys.device)) + past]
 
     # ---- rows of decoder attention
 
     def _read(self, forward: Forward, need: Need, layer, here: tuple, b: int) -> Tensor:
         if layer.peek:
             self._peek(forward, *here)
+        if need.kind == "keys":
+            return self._layer_keys(forward, need, layer, b).to(here[1].device)
+        if need.name == RANK:
+            return self._rank(forward, layer, b).to(here[1].device)
         return self._rows(forward, need, layer.index, layer.peek, b).to(here[1].device)
 
     def _peek(self, forward: Forward, index: int, hidden: Tensor, bound: Mapping) -> None:
@@ -152,6 +186,19 @@ class Sight:
         if need.name == "last_query_attention":
             return attention[b, 0, places]
         return attention[b, : len(forward.samples[b].row.text)][:, places]
+
+    def _rank(self, forward: Forward, layer, b: int) -> Tensor:
+        inputs, columns = forward.captured[("peek", layer.index) if layer.peek else layer.index]
+        memo = (RANK, layer.index, layer.peek)
+        if memo not in forward.memo:
+            attn, hidden = self.pruner.layers[layer.index].self_attn, inputs["hidden_states"]
+            columns = None if columns is None else columns.to(hidden.device)
+            real = real_rows(torch.stack([row.real for row in forward.layout.rows]).to(hidden.device), columns)
+            keys = self._keys(attn, inputs, layer.index, layer.peek)
+            past = 0 if keys is None else keys.shape[2] - hidden.shape[1]
+            forward.memo[memo] = layer_rank(attn, inputs, real, past)
+        rank = forward.memo[memo]
+        return rank[b, physical(columns, b, self._logical(forward, b).to(rank.device))]
 
     def _attention(self, forward: Forward, need: Need, index: int, peek: bool, inputs: Mapping, columns) -> Tensor:
         """(B, R, K) rows of the wanted text tokens over all keys, past ones included."""
@@ -177,9 +224,20 @@ class Sight:
             return None
         if not peek:
             return stored
-        plain = {k: v for k, v in inputs.items() if k in ("hidden_states", "position_embeddings", "position_ids")}
-        (call,) = attention_inputs(attn, without=("q_proj", "v_proj"), attention_mask=None, **plain)
-        return torch.cat([stored, call.key], 2)
+        return torch.cat([stored, _own_keys(attn, inputs)], 2)
+
+
+def _own_keys(attn: nn.Module, inputs: Mapping) -> Tensor:
+    """(B, H_kv, P, d) the keys of this forward's own rows."""
+    plain = {k: v for k, v in inputs.items() if k in ("hidden_states", "position_embeddings", "position_ids")}
+    (call,) = attention_inputs(attn, without=("q_proj", "v_proj"), attention_mask=None, **plain)
+    return call.key
+
+
+def _unprojected() -> dict[int, list[Tensor]] | None:
+    """Where the projector's taps put what they see; None while nobody collects."""
+    collected = COLLECTED.get()
+    return None if collected is None else collected.setdefault(UNPROJECTED, {})
 
 
 class Signals(Mapping):

@@ -18,29 +18,53 @@ from vtprune.attention import allowed_keys, attention_inputs, projects_apart
 from vtprune.compat import attention_window
 from vtprune.families.base import Family
 from vtprune.tokens import BEFORE_LLM, site_name
+from vtprune.unrotated import UNROTATED
 from vtprune_kernels.attention_columns import Visible
 from vtprune_kernels.attention_rows import attention_rows
 
 SIGNALS: dict[str, str] = {
     "last_query_attention": "(N,) float32: what the last prompt token pays to each visual token, mean over heads",
     "text_attention": "(M, N) float32: what each text token pays to each visual token, mean over heads",
+    "attention_rank": "(N,) float32: PageRank of each visual token along the sharpened attention of all tokens",
     "cls_attention": "(layers, heads, N) in the tower's dtype: what the tower's class token pays to each visual token",
+    "cls_logits": "(layers, heads, N) in the tower's dtype: the same before the softmax, scaled as there",
+    "cls_attention_joint": "(N,) in the tower's dtype: the class token's attention where all heads are taken as one",
     "vision_attention": "(N,) float32: what a visual token gets in a tower layer, mean over heads and patches",
+    "vision_keys": "(heads, d, N) in the tower's dtype: the key of each visual token in a tower layer",
+    "unprojected": "vtprune.unprojected.Unprojected: what the projector was given, class tokens, the projector",
     "projected_features": "one (frames, patches, D) for each segment: what the projector gave, before any pooling",
+    "keys": "(H_kv, N, d) in the model's dtype: the key of each visual token in a decoder layer, rotated to its place",
+    "text_keys": "(H_kv, M, d) in the model's dtype: the same of each text token",
+    "unrotated_queries": "(H, N, d) in the model's dtype: the query of each visual token there, before rotation",
+    "unrotated_keys": "(H_kv, N, d) in the model's dtype: the key of each, before rotation",
+    "final_norm": "(N, D) in the model's dtype: each visual token at the site through the decoder's last norm",
+    "text_final_norm": "(M, D) in the model's dtype: the same of each text token",
     "transition": "(layers run, N) in the model's dtype: how much attention and MLP change each token, by 1 - cosine",
     "transition_unsigned": "the same by 1 - |cosine|",
 }
-"""Signals by name. The first two are rows of a decoder layer: the layer before the site, which has just run, or
-``:peek``, the layer at the site before it runs, or ``:<index>``, a layer that has run. The next two come from the
-vision tower: ``:<layer>`` or ``:<layer>,<layer>``, negative ones counted from the end; by default -2 for
-``cls_attention`` and -1 for ``vision_attention``. Where several patches make one visual token their mean is given;
-tokens that are no patches have 0. The features come from the projector of families that pool after it. The last two are
-seen in the decoder layers named, as in ``transition:6,7,8``, as far as those have run."""
+"""Signals by name. The first three are of a decoder layer's attention: the layer before the site, just run, or
+``:peek``, the layer at the site before it runs, or ``:<index>``, a layer that has run; so are keys. The next five
+come from the vision tower: ``:<layer>``, or for the first two ``:<layer>,<layer>``, negative ones counted from the end;
+by default -1 for ``vision_attention`` and ``cls_attention_joint``, else -2. Where several patches make one visual token
+their mean is given; tokens that are no patches have 0. Projected features come from the projector of families that
+pool after it. The last two are seen in the decoder layers named, as in ``transition:6,7,8``, as far as those have
+run."""
 
-DECODER_ROWS = ("last_query_attention", "text_attention")
+DECODER_ROWS = ("last_query_attention", "text_attention", "attention_rank")
+CLASS_ROWS = ("cls_attention", "cls_logits")
+KEYS = ("keys", "text_keys", *UNROTATED)
+NORMED = ("final_norm", "text_final_norm")
 PROJECTED = "projected_features"
+UNPROJECTED = "unprojected"
 TRANSITIONS = ("transition", "transition_unsigned")
-_TOWER_DEFAULT = {"cls_attention": (-2,), "vision_attention": (-1,)}
+_TOWER_DEFAULT = {
+    "cls_attention": (-2,),
+    "cls_logits": (-2,),
+    "cls_attention_joint": (-1,),
+    "vision_attention": (-1,),
+    "vision_keys": (-2,),
+}
+_ONE_TOWER_LAYER = ("cls_attention_joint", "vision_attention", "vision_keys")
 
 
 @dataclass(frozen=True)
@@ -49,8 +73,8 @@ class Need:
 
     text:  as it was asked; also the key in ``VisualTokens.signals``.
     name:  a name of ``SIGNALS``.
-    where: decoder rows: None (the layer before the site), "peek" or the index of a layer.
-           vision tower and transitions: the layers, in the order asked. projected features: ().
+    where: decoder rows and keys: None (the layer before the site), "peek" or the index of a layer.
+           vision tower and transitions: the layers, in the order asked. projected features, last norm: ().
     """
 
     text: str
@@ -58,9 +82,10 @@ class Need:
     where: int | str | tuple[int, ...] | None
 
     @property
-    def kind(self) -> Literal["rows", "transition", "tower"]:
-        """What is looked at: attention rows of decoder layers, their transitions, or the vision tower."""
-        return "rows" if self.name in DECODER_ROWS else "transition" if self.name in TRANSITIONS else "tower"
+    def kind(self) -> Literal["rows", "keys", "norm", "transition", "tower"]:
+        """What is looked at: attention rows, keys or transitions of decoder layers, their last norm, or the tower."""
+        kinds = {"rows": DECODER_ROWS, "keys": KEYS, "norm": NORMED, "transition": TRANSITIONS}
+        return next((kind for kind, names in kinds.items() if self.name in names), "tower")
 
     @property
     def in_decoder(self) -> bool:
@@ -79,27 +104,27 @@ def parse(need: str) -> Need:
         layers = tuple(int(layer) for layer in place.split(",")) if colon and place != "peek" else ()
     except ValueError:
         raise ValueError(f"cannot read {need!r}: {_places(name)}") from None
-    if name in DECODER_ROWS:
+    if name in (*DECODER_ROWS, *KEYS):
         if len(layers) > 1 or min(layers, default=0) < 0:
             raise ValueError(f"cannot read {need!r}: {_places(name)}")
         return Need(need, name, layers[0] if layers else place or None)
     if name in TRANSITIONS and (min(layers, default=-1) < 0 or len(set(layers)) < len(layers)):
         raise ValueError(f"cannot read {need!r}: {_places(name)}")
-    if name == PROJECTED:
+    if name in (PROJECTED, UNPROJECTED, *NORMED):
         if colon:
             raise ValueError(f"cannot read {need!r}: {name!r} comes from one place and takes none")
         return Need(need, name, ())
-    if place == "peek" or (name == "vision_attention" and len(layers) > 1):
+    if place == "peek" or (name in _ONE_TOWER_LAYER and len(layers) > 1):
         raise ValueError(f"cannot read {need!r}: {_places(name)}")
     return Need(need, name, layers or _TOWER_DEFAULT.get(name, ()))
 
 
 def _places(name: str) -> str:
-    if name in DECODER_ROWS:
+    if name in (*DECODER_ROWS, *KEYS):
         return f"{name!r} takes nothing, ':peek' or the index of one decoder layer, as in '{name}:3'"
     if name in TRANSITIONS:
         return f"{name!r} takes indices of different decoder layers, 0 or more, as in '{name}:6,7,8'"
-    more = ", or several, as in 'cls_attention:-3,-2'" if name == "cls_attention" else ""
+    more = f", or several, as in '{name}:-3,-2'" if name in CLASS_ROWS else ""
     return f"{name!r} takes the index of a layer of the vision tower, as in '{name}:-2'{more}"
 
 
@@ -121,7 +146,7 @@ class RowLayer:
 
 
 def row_layer(need: Need, site: float) -> RowLayer | None:
-    """Which layer serves a need of decoder rows at ``site``; None if no layer that could has run by then."""
+    """Which layer serves a need of decoder rows or keys at ``site``; None if no layer that could has run by then."""
     if need.where == "peek":
         # inside a layer there is no layer about to run
         return RowLayer(max(0, int(site)), True) if site == int(site) else None
@@ -138,14 +163,21 @@ def check_needs(policy: Any, family: Family, model: nn.Module) -> tuple[Need, ..
     needs = needed(policy)
     layers = len(family.decoder(model).layers)
     for need in needs:
-        if need.kind == "rows":
+        if need.kind in ("rows", "keys"):
             _check_rows(need, tuple(policy.sites), layers)
         elif need.kind == "transition":
             _check_transition(need, tuple(policy.sites), layers)
         elif need.name == PROJECTED:
             _check_projected(need, family, model)
-        else:
+        elif need.name == UNPROJECTED:
+            _check_unprojected(need, family, model)
+        elif need.kind == "tower":
             _check_tower(need, family, model)
+        elif not hasattr(family.decoder(model), "norm"):
+            raise NotImplementedError(
+                f"{need.text!r} takes the norm after the decoder's last layer, and {type(model).__name__} has none by "
+                "the name of norm: choose a policy without this signal"
+            )
     return needs
 
 
@@ -184,6 +216,14 @@ def _check_projected(need: Need, family: Family, model: nn.Module) -> None:
         )
 
 
+def _check_unprojected(need: Need, family: Family, model: nn.Module) -> None:
+    if not hasattr(family.base(model), "multi_modal_projector"):
+        raise ValueError(
+            f"{need.text!r} is what the projector is given for each visual token, and {type(model).__name__} has no "
+            "projector that takes one row for each: use the visual tokens themselves"
+        )
+
+
 def _check_tower(need: Need, family: Family, model: nn.Module) -> None:
     for kind in family.towers(model):
         layers = len(family.vision_layers(model, kind))
@@ -193,7 +233,7 @@ def _check_tower(need: Need, family: Family, model: nn.Module) -> None:
                     f"{need.text!r} asks for layer {layer} of the vision tower, which has layers 0 to {layers - 1} "
                     f"(or -{layers} to -1)"
                 )
-        if need.name == "cls_attention" and not family.has_class_token(model, kind):
+        if need.name in (*CLASS_ROWS, "cls_attention_joint") and not family.has_class_token(model, kind):
             raise ValueError(
                 f"{need.text!r} is the attention of the vision tower's class token, and the tower of "
                 f"{type(model).__name__} has none. Ask for 'vision_attention', which every tower has"

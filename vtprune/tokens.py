@@ -38,6 +38,7 @@ class Segment:
            thumbnail and high-resolution view for anyres images, () if the family does not know.
     kind:  "image" or "video".
     source: its ordinal among the images and videos of the sample.
+    crops:  (rows, columns) of the crops that the tower saw the last view as, padding included; None if not known.
     clip:   of images that are the frames of a video, as ``vtprune.frame_times`` was told: which video; else None.
     """
 
@@ -46,6 +47,7 @@ class Segment:
     kind: str = "image"
     source: int = 0
     clip: int | None = None
+    crops: tuple[int, int] | None = None
 
     def __len__(self) -> int:
         return self.span.stop - self.span.start

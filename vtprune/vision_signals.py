@@ -13,7 +13,8 @@ from torch import Tensor, nn
 
 from vtprune.attention import Call, allowed_keys, attention_inputs
 from vtprune.families.base import Family, Source
-from vtprune.signals import PROJECTED, Need, parse
+from vtprune.signals import CLASS_ROWS, PROJECTED, UNPROJECTED, Need, parse
+from vtprune.unprojected import unprojected_of
 from vtprune_kernels.attention_columns import EVERYTHING, Visible, attention_columns
 
 Collected = dict[str, dict[int, list[Tensor]]]
@@ -41,7 +42,14 @@ class VisionTap:
         inputs.pop("output_attentions", None)
         calls = attention_inputs(module, **inputs)
         for need in self.needs:
-            score = class_rows(calls) if need.name == "cls_attention" else column_means(calls, inputs)[:, None]
+            if need.name in CLASS_ROWS:
+                score = class_rows(calls, logits=need.name == "cls_logits")
+            elif need.name == "cls_attention_joint":
+                score = joint_class_row(calls)
+            elif need.name == "vision_keys":
+                score = torch.cat([call.key for call in calls], -2).transpose(-1, -2)
+            else:
+                score = column_means(calls, inputs)[:, None]
             score = score[..., 1:] if self.class_token else score
             collected.setdefault(need.text, {}).setdefault(self.layer, []).append(score)
 
@@ -73,8 +81,8 @@ class FeatureTap:
 
 
 @torch.no_grad()
-def class_rows(calls: Sequence[Call]) -> Tensor:
-    """(tiles, heads, K): the softmax row of the first query of each tile, in the dtype of the queries.
+def class_rows(calls: Sequence[Call], logits: bool = False) -> Tensor:
+    """(tiles, heads, K): the softmax row of the first query of each tile or its ``logits``, in the queries' dtype.
 
     Rounded like eager attention in half precision: scores in the tower's dtype, the softmax in float32.
     """
@@ -82,7 +90,23 @@ def class_rows(calls: Sequence[Call]) -> Tensor:
     for call in calls:
         key = call.key.repeat_interleave(call.query.shape[1] // call.key.shape[1], 1)
         scores = (call.query[:, :, :1] @ key.transpose(-1, -2)) * call.scaling
-        rows.append(scores.softmax(-1, dtype=torch.float32).to(call.query.dtype)[:, :, 0])
+        row = scores if logits else scores.softmax(-1, dtype=torch.float32).to(call.query.dtype)
+        rows.append(row[:, :, 0])
+    return torch.cat(rows)
+
+
+@torch.no_grad()
+def joint_class_row(calls: Sequence[Call]) -> Tensor:
+    """(tiles, 1, K): the softmax row of the first query of each tile, of one head as wide as all heads together.
+
+    In the queries' dtype, the softmax in float32; the factor is one over the root of the width.
+    """
+    rows = []
+    for call in calls:
+        key = call.key.repeat_interleave(call.query.shape[1] // call.key.shape[1], 1).transpose(1, 2).flatten(2)
+        query = call.query[:, :, 0].flatten(1)[:, None]
+        scores = (query @ key.transpose(-1, -2)) * key.shape[-1] ** -0.5
+        rows.append(scores.softmax(-1, dtype=torch.float32).to(query.dtype))
     return torch.cat(rows)
 
 
@@ -121,16 +145,22 @@ def spread_signals(
     """The collected scores of one encoder call, need by need and source by source, as ``SIGNALS`` describes them.
 
     kind, arguments: of the encoder call, see ``Family.sources``. sources: what it delivered, n visual tokens each.
-    Returns for each source: need -> (layers, heads, n), (n,), or of projected features (frames, patches, D).
+    Returns for each source: need -> (layers, heads, n), (n,), of keys (heads, d, n), of projected features (frames,
+    patches, D), or what there is unprojected.
     """
     out: list[dict[str, Tensor]] = [{} for _ in sources]
-    count = len(family.vision_layers(model, kind)) if set(collected) - {PROJECTED} else 0
+    count = len(family.vision_layers(model, kind)) if set(collected) - {PROJECTED, UNPROJECTED} else 0
     for text, layers in collected.items():
         need, lengths = parse(text), [len(source) for source in sources]
         if need.name == PROJECTED:
             features = family.projected(model, kind, arguments, torch.cat(layers[0]), lengths)
             for signals, feature in zip(out, features, strict=True):
                 signals[text] = feature
+            continue
+        if need.name == UNPROJECTED:
+            parts = unprojected_of(family, model, kind, arguments, layers, sources)
+            for signals, part in zip(out, parts, strict=True):
+                signals[text] = part
             continue
         missing = [layer for layer in need.where if layer % count not in layers]
         if missing:
@@ -139,9 +169,9 @@ def spread_signals(
             )
         scores = torch.stack([torch.cat(layers[layer % count]) for layer in need.where], 1)
         # the arrangement may interpolate, which half precision would blur
-        wide = scores.to(torch.promote_types(scores.dtype, torch.float32)).flatten(1, 2)
+        wide = scores.to(torch.promote_types(scores.dtype, torch.float32)).flatten(1, -2)
         spread = family.spread(model, kind, arguments, wide, lengths)
         for signals, score in zip(out, spread, strict=True):
-            score = score.to(scores.dtype).unflatten(0, scores.shape[1:3])
-            signals[text] = score if need.name == "cls_attention" else score[0, 0]
+            score = score.to(scores.dtype).unflatten(0, scores.shape[1:-1])
+            signals[text] = score if need.name in CLASS_ROWS else score[0] if score.dim() > 3 else score[0, 0]
     return out

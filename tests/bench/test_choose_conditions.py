@@ -65,7 +65,7 @@ def test_what_random_tokens_before_the_llm_are_no_control_of_has_twins(policy, t
     found = [one for one in choose_conditions([policy], [0.5], ("twin",)) if one.kind == "twin"]
     assert [one.beside for one in found] == twins * [f"{policy}@0.5"]
     assert {one.row for one in found} == {f"random@0.5 as {policy}@0.5"} or not twins
-    assert {one.positions for one in found} <= ({"compact"} if policy == "vtc_cls" else {None})
+    assert {one.positions for one in found} <= {None}
 
 
 def test_random_tokens_elsewhere_are_judged_and_have_their_own_draws():

@@ -52,6 +52,17 @@ def test_a_twin_before_the_llm_is_random(bench):
     assert [row["first"] for row in rows[-2:]] == [row["first"] for row in random[-2:]]
 
 
+def test_a_twin_renumbers_positions_where_its_policy_does(bench):
+    """Oracle: random tokens before the LLM, with as many, renumbered and not."""
+    compact = Condition("policy", "vtc_cls", (), 0.25)
+    questions = some_questions(2)
+    rows = bench.rows(questions, [FULL, compact, twin_of(compact, seed=5)])
+    random = Condition("random", "random", (), 0.25, 5, "compact")
+    expected = bench.rows(questions, [FULL, random, Condition("random", "random", (), 0.25, 5)])
+    assert [row["first"] for row in rows[-2:]] == [row["first"] for row in expected[2:4]]
+    assert [row["first"] for row in rows[-2:]] != [row["first"] for row in expected[4:]]
+
+
 def test_a_twin_serves_one_prefill(bench):
     [question] = some_questions(1)
     loaded = bench.worker.loaded

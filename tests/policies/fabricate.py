@@ -66,21 +66,35 @@ class Sample:
     def hidden(self) -> Tensor:
         return self._random("hidden", len(self), self.width).to(self.device, self.dtype)
 
+    def text(self) -> Tensor:
+        return self._random("text", self.n_text, self.width).to(self.device, self.dtype)
+
     def signal(self, name: str) -> Tensor:
         """A signal of the unpruned sample, (..., N): rows of a softmax over all keys, cut to the visual tokens."""
         base, _, suffix = name.partition(":")
         n, m = len(self), self.n_text
-        if base == "last_query_attention":
+        if base in ("last_query_attention", "attention_rank"):
             value = self._random(name, n + m).mul(3).softmax(-1)[:n]
         elif base == "text_attention":
             value = self._random(name, m, n + m).mul(3).softmax(-1)[:, :n]
         elif base == "cls_attention":
             layers = len(suffix.split(","))
             value = self._random(name, layers, HEADS, n + 1).mul(3).softmax(-1)[..., 1:].to(self.dtype)
+        elif base == "cls_logits":
+            value = self._random(name, len(suffix.split(",")), HEADS, n).mul(3).to(self.dtype)
         elif base == "vision_attention":
             value = self._random(name, n, n).mul(3).softmax(-1).mean(0)
+        elif base == "cls_attention_joint":
+            value = self._random(name, n + 1).mul(3).softmax(-1)[1:].to(self.dtype)
+        elif base == "vision_keys":
+            value = self._random(name, HEADS, 4, n).to(self.dtype)
         elif base in ("transition", "transition_unsigned"):
             value = self._random(name, len(suffix.split(",")), n).exp().div(n).to(self.dtype)
+        elif base in ("keys", "text_keys", "unrotated_queries", "unrotated_keys"):
+            value = self._random(name, HEADS, m if base == "text_keys" else n, 4).to(self.dtype)
+        elif base in ("final_norm", "text_final_norm"):
+            rows = self.hidden() if base == "final_norm" else self.text()
+            value = rows * self._random("norm", self.width).exp().to(rows)
         elif base == "projected_features":
             return self._projected()
         else:
@@ -101,8 +115,10 @@ class Sample:
     def _served(self, name: str, site: float, rows: Tensor):
         """A signal as far as it exists at a site, of the rows that are left."""
         value, (base, _, suffix) = self.signal(name), name.partition(":")
-        if base == "projected_features":
+        if base in ("projected_features", "text_keys", "text_final_norm"):
             return value
+        if base in ("keys", "unrotated_queries", "unrotated_keys", "final_norm"):
+            return value[..., rows, :].contiguous()
         if base.startswith("transition"):
             value = value[: sum(int(layer) < site for layer in suffix.split(","))]
         return value[..., rows].contiguous()
@@ -125,7 +141,7 @@ class Sample:
         rows = rows.to(self.device)
         return VisualTokens(
             hidden=self.hidden()[rows],
-            text=self._random("text", self.n_text, self.width).to(self.device, self.dtype),
+            text=self.text(),
             segments=tuple(segments),
             signals={name: self._served(name, site, rows) for name in needs},
             site=site,

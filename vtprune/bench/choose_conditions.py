@@ -150,7 +150,7 @@ def _twins(one: Named, ratio: float, seed: int) -> Iterator[Condition]:
         return
     [beside] = _drawn(one, "policy", ratio, seed)
     for each in range(seed, seed + TWINS):
-        yield Condition("twin", "random", (), ratio, each, None if places == POSITIONS[0] else places, beside.name)
+        yield Condition("twin", "random", (), ratio, each, one.positions, beside.name)
 
 
 def _check(policies: Sequence[str], ratios: Sequence[float]) -> None:

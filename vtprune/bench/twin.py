@@ -20,11 +20,13 @@ from vtprune.tokens import Selection, VisualTokens
 class Twin:
     """A policy for ONE prefill of a batch whose counts are known.
 
-    counts: by site, how many visual tokens each sample keeps that has any, in the order of the batch.
+    counts:    by site, how many visual tokens each sample keeps that has any, in the order of the batch.
+    positions: what the policy's method does; models where it is undefined keep the original ones for both.
     """
 
     counts: Mapping[float, Sequence[int]]
     seed: int = 0
+    positions: str = "original"
     needs: ClassVar[frozenset[str]] = frozenset()
 
     def __post_init__(self):

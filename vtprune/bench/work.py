@@ -217,7 +217,9 @@ class Job:
             self.kept[key] = self._policy(part, self.worker.conditions[condition.beside])
         shown = [said for said in self.kept[key] if said.before]
         sites = shown[0].sites if shown else ()
-        return Twin({site: [len(said.rows[i]) for said in shown] for i, site in enumerate(sites)}, condition.seed or 0)
+        counts = {site: [len(said.rows[i]) for said in shown] for i, site in enumerate(sites)}
+        beside = policy_of(self.worker.conditions[condition.beside])
+        return Twin(counts, condition.seed or 0, getattr(beside, "positions", "original"))
 
     def _policy(self, part: Part, condition: Condition) -> list[Said]:
         if not wants_scores(condition):

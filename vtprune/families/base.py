@@ -22,6 +22,7 @@ class Source:
     signals: what was seen in the vision tower, each (..., n).
     seconds: (T,) float64 when each step of the first view is shown, nan where unknown; None where nobody said.
     clip:    of an image that is a frame of a video: which video of the call; None where nobody said.
+    crops:   (rows, columns) of the crops that the tower saw the last view as, padding included; None if not known.
     """
 
     kind: str
@@ -31,6 +32,7 @@ class Source:
     signals: Mapping[str, Tensor] = field(default_factory=dict)
     seconds: Tensor | None = None
     clip: int | None = None
+    crops: tuple[int, int] | None = None
 
     def __len__(self) -> int:
         return len(self.patch)

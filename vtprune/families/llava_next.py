@@ -1,6 +1,7 @@
 """LLaVA-NeXT, NeXT-Video and OneVision: a thumbnail and a high-resolution view whose rows end in newline tokens."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
@@ -28,6 +29,13 @@ def newline_source(kind: str, newline: Tensor, thumbnail: int) -> Source:
 class LlavaNext(Family):
     model_types = ("llava_next", "llava_next_video")
 
+    def crops(self, model: nn.Module, arguments: Mapping) -> list[tuple[int, int]]:
+        """The rows and columns of crops of each image, the thumbnail not among them."""
+        from vtprune.compat import anyres_crops
+
+        config = self.base(model).config
+        return anyres_crops(arguments["image_sizes"], config.image_grid_pinpoints, config.vision_config.image_size)
+
     def tiles(self, model: nn.Module, arguments: Mapping) -> list[int]:
         """How many crops, the thumbnail included, each image has."""
         from vtprune.compat import anyres_tiles
@@ -54,10 +62,10 @@ class LlavaNext(Family):
         # the model arranges flags instead of features: 1 where it puts a newline
         flags = self.pack(model, arguments, [torch.zeros(count, n, 1) for count in counts], torch.ones(1))
         sources = []
-        for count, flag in zip(counts, flags, strict=True):
+        for count, crops, flag in zip(counts, self.crops(model, arguments), flags, strict=True):
             newline = flag[:, 0] > 0.5
             if count > 1:
-                sources.append(newline_source(kind, newline, n))
+                sources.append(replace(newline_source(kind, newline, n), crops=crops))
             else:
                 sources.append(tail_source(kind, 1, newline))
         return sources

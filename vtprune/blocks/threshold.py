@@ -1,0 +1,30 @@
+"""A threshold found by bisection: the one that leaves as many tokens as were asked for, or a few less."""
+
+from collections.abc import Callable, Sized
+from typing import TypeVar
+
+Found = TypeVar("Found", bound=Sized)
+
+
+def fit_threshold(attempt: Callable[[float], Found], wanted: int, low: float, high: float, steps: int = 14) -> Found:
+    """What ``attempt`` gives for a threshold in [low, high] that leaves at most ``wanted`` tokens, and nearly as many.
+
+    attempt: threshold -> what is left; larger thresholds leave more, apart from exceptions.
+    Where ``low`` leaves more than ``wanted`` its answer is returned. Ends at the first that lacks 1 % or less.
+    """
+    best, most = attempt(low), attempt(high)
+    if len(best) >= wanted:
+        return best
+    if len(most) <= wanted:
+        return most
+    for _ in range(steps):
+        middle = (low + high) / 2
+        found = attempt(middle)
+        if len(found) > wanted:
+            high = middle
+            continue
+        low = middle
+        best = max(best, found, key=len)
+        if wanted - len(best) <= wanted // 100:
+            break
+    return best

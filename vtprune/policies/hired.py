@@ -1,0 +1,117 @@
+"""HiRED: the thumbnail's attention in the first vision layer says how many tokens each crop may keep.
+
+Arif et al., "HiRED: Attention-Guided Token Dropping for Efficient Inference of High-Resolution Vision-Language Models",
+AAAI 2025, arXiv:2408.10945.
+Differs from the authors' code: a crop's budget counts the marked patches of the thumbnail whose centres it shows (there
+the patches are cut into runs of whole rows, one for each crop, whatever the crops show: ``compat="released-strips"``);
+counts are those asked for, and what rounding down loses goes to the crops of the largest fractions
+(``exact_budget=False`` rounds down everywhere, as published); padding is no candidate, where there selected tokens may
+lie in it and are lost; newlines stay; ties go to the lowest index. Images without crops are ranked by the late layer
+alone, as published; so are videos and the tiles of models that treat each as an image of its own, an extension, and so
+is a vision tower without a class token, where the attention that a patch gets from all patches in the first and the
+last layer stands in.
+"""
+
+from dataclasses import dataclass, replace
+from typing import ClassVar, Literal
+
+import torch
+from torch import Tensor
+
+from vtprune.blocks.anyres import Anyres, anyres
+from vtprune.blocks.view_budget import segment_budgets, whole_budgets
+from vtprune.policies.base import ScorePolicy, check_choices, quirks, register, top_rows
+from vtprune.tokens import ModelFacts, Selection, VisualTokens
+
+COMPAT = ("released-strips",)
+STANDS_IN = "what patches get from all others in the vision tower's first and last layer stands in for its class token"
+
+
+@register("hired")
+@dataclass
+class HiRED(ScorePolicy):
+    """Ranks by the class token's attention; crops share the budget by their part of the thumbnail's marks.
+
+    alpha:        share of the budget that the thumbnail gets, from 0 to 1; the best 1 - alpha of it are marked.
+    layers:       of the vision tower, negative ones counted from the end: the one that marks and the one that ranks.
+    exact_budget: whether what is lost by rounding down is handed out.
+    signal:       "cls", or "vision", which stands in for it; "auto" takes the first where the tower has a class token.
+    compat:       "released-strips" counts marks in runs of the thumbnail's rows instead of by crop, a fault.
+    """
+
+    alpha: float = 0.5
+    layers: tuple[int, int] = (0, -2)
+    exact_budget: bool = True
+    signal: Literal["auto", "cls", "vision"] = "auto"
+    compat: str = ""
+
+    positions: ClassVar[str] = "compact"
+
+    def __post_init__(self):
+        super().__post_init__()
+        number = isinstance(self.alpha, (int, float)) and not isinstance(self.alpha, bool)
+        if not number or not 0 <= self.alpha <= 1:
+            raise ValueError(f"alpha is the thumbnail's share of the budget, from 0 to 1; got {self.alpha!r}")
+        pair = isinstance(self.layers, (tuple, list)) and len(self.layers) == 2
+        if not pair or any(isinstance(layer, bool) or not isinstance(layer, int) for layer in self.layers):
+            raise ValueError(f"layers are two indices of layers of the vision tower, as (0, -2); got {self.layers!r}")
+        self.layers = tuple(self.layers)
+        check_choices(self, {"exact_budget": (True, False), "signal": ("auto", "cls", "vision")})
+        self._strips = "released-strips" in quirks(self.compat, COMPAT)
+
+    def fitted(self, facts: ModelFacts) -> "HiRED":
+        """With the signal that the model's vision tower has."""
+        return self if self.signal != "auto" else replace(self, signal="cls" if facts.class_token else "vision")
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        return (STANDS_IN,) if self.signal == "vision" else ()
+
+    @property
+    def needs(self) -> frozenset[str]:
+        if self.signal == "vision":
+            return frozenset({"vision_attention:0", "vision_attention:-1"})
+        return frozenset({f"cls_attention:{self.layers[0]},{self.layers[1]}"})
+
+    def count(self, n: int) -> int:
+        """How many of ``n`` tokens to keep, 1 to n; rounded down if ``exact_budget`` is False."""
+        return super().count(n) if self.exact_budget or self.n_keep else max(1, int(n * self.keep_ratio))
+
+    def select(self, tokens: VisualTokens) -> Selection:
+        """The best of every thumbnail and every crop; of other images and videos the best of all."""
+        early, late = self._scores(tokens)
+        coords, keep = None if tokens.coords is None else tokens.coords.cpu(), []
+        for segment, k in segment_budgets(tokens, self.count, self.budget == "prompt"):
+            views = anyres(segment, coords)
+            best = segment.span.start + top_rows(late[segment.span], k)
+            keep.append(best if views is None or not k else self._views(views, early, late, k))
+        return Selection(torch.cat(keep).to(tokens.hidden.device))
+
+    def _scores(self, tokens: VisualTokens) -> tuple[Tensor, Tensor]:
+        """(N,) each on the CPU: what marks and what ranks, summed over heads in the tower's dtype."""
+        if self.signal == "vision":
+            return tokens.signals["vision_attention:0"].cpu(), tokens.signals["vision_attention:-1"].cpu()
+        [name] = self.needs
+        early, late = tokens.signals[name].sum(1).cpu()
+        return early, late
+
+    def _views(self, views: Anyres, early: Tensor, late: Tensor, k: int) -> Tensor:
+        """The rows kept of an anyres image, ascending."""
+        thumbnail, canvas = views.thumbnail, views.canvas
+        full = min(int(k * self.alpha), len(thumbnail))
+        rest = min(k - full, len(canvas))
+        if self.exact_budget:
+            full = k - rest
+        marked = top_rows(early[thumbnail], int(len(thumbnail) * (1 - self.alpha)))
+        share = self._marks(views)[marked].bincount(minlength=len(views.sizes)).float() / max(1, len(marked))
+        budgets = whole_budgets((share * rest).tolist(), views.sizes, rest if self.exact_budget else None)
+        keep = [thumbnail[top_rows(late[thumbnail], full)]]
+        for member, budget in zip(views.members(), budgets, strict=True):
+            keep.append(canvas[member[top_rows(late[canvas[member]], budget)]])
+        rows = torch.cat(keep).sort().values
+        return rows if len(rows) else thumbnail[top_rows(late[thumbnail], 1)]
+
+    def _marks(self, views: Anyres) -> Tensor:
+        """(S,) int64: the crop that each patch of the thumbnail speaks for."""
+        size = len(views.thumbnail)
+        return torch.arange(size) * len(views.sizes) // size if self._strips else views.shown

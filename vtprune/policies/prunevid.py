@@ -1,0 +1,181 @@
+"""PruneVid: places that stay alike in a segment become one, the rest is clustered, and the text chooses inside the LLM.
+
+Huang et al., "PruneVid: Visual Token Pruning for Efficient Video Large Language Models", Findings of ACL 2025,
+arXiv:2412.16117.
+Written from the published formulas and never compared to the authors' code, so parity is not claimed. Known to differ
+from it: no noise breaks ties, which go to the lowest index; a group of which nothing would stay keeps one token
+(``fewest``); a segment of one frame is dynamic by rule; tokens stay in the order of frames and places
+(``order="static-first"``: static places before the frames of their segment); what the text attends to is the largest
+over its tokens of the mean over heads (there the largest over heads too); caches of the layers before the cut keep
+their tokens (there they are cut too); positions are renumbered at both stages (there only before the LLM); several
+videos have segments and budgets of their own. ``keep_ratio`` and models other than PLLaVA are an extension. Images are
+kept whole.
+"""
+
+import dataclasses
+from dataclasses import dataclass
+from typing import ClassVar, Literal
+
+import torch
+from torch import Tensor
+
+from vtprune.blocks.assign import Sums, kept
+from vtprune.blocks.cells import share
+from vtprune.blocks.peak_segments import peak_segments
+from vtprune.blocks.stages import fit_layers
+from vtprune.blocks.static_windows import always_similar
+from vtprune.blocks.video_frames import other_rows, video_counts, video_frames
+from vtprune.blocks.window_sums import clustered, in_order
+from vtprune.policies.base import check_choices, register, top_rows
+from vtprune.policies.checks import check_index, check_number
+from vtprune.policies.video_base import NO_VIDEO, VideoPolicy
+from vtprune.tokens import BEFORE_LLM, ModelFacts, Selection, VisualTokens
+
+SIGNAL = "text_attention"
+_MEMORY = "prunevid"
+
+
+@register("prunevid")
+@dataclass
+class PruneVid(VideoPolicy):
+    """Segments and clusters by density peaks before the LLM; the best of every group by the text's attention inside.
+
+    keep_ratio: fraction of visual tokens KEPT after the last stage, in (0, 1]: groups share that count by size, and
+                ``clusters`` becomes ``keep_ratio / inner_keep``, up to 1. Fewer stay where merging alone saves more.
+                None, if ``n_keep`` is not given either, takes the shares as published: how many tokens stay depends on
+                the video.
+    segments:   share of a video's frames that are the number of its clusters, in [0, 1].
+    similarity: mean cosine over all pairs of frames of a segment above which a place is static, in [-1, 1].
+    clusters:   share of the places of a group that clusters are made of, if they are more than ``few``.
+    few:        a group of no more places than that stays as it is.
+    neighbours: how many of the nearest make the density of a cluster's centre.
+    layer:      the first decoder layer after the cut, in a decoder of ``of`` layers; None: no cut.
+    inner_keep: share of every group that the cut keeps; alpha in the paper.
+    fewest:     how many tokens of a group the cut keeps at least; 0 lets groups vanish.
+    of:         depth that ``layer`` is meant for; it is scaled to the model. None: taken as it is.
+    order:      "original": by frame and place. "static-first": of a segment the static places, then the frames.
+    compat:     nothing is known.
+    """
+
+    segments: float = 0.25
+    similarity: float = 0.8
+    clusters: float = 0.5
+    few: int = 14
+    neighbours: int = 7
+    layer: int | None = 11
+    inner_keep: float = 0.4
+    fewest: int = 1
+    of: int | None = 32
+    order: Literal["original", "static-first"] = "original"
+
+    positions: ClassVar[str] = "compact"
+
+    def __post_init__(self):
+        published = self.keep_ratio is None and self.n_keep is None
+        super().__post_init__()
+        if published:
+            self.keep_ratio = None
+        check_choices(self, {"order": ("original", "static-first"), "fewest": (0, 1)})
+        for option, low in (("segments", 0), ("similarity", -1), ("clusters", 0), ("inner_keep", 0)):
+            check_number(option, getattr(self, option), low)
+        for option in ("few", "neighbours", "layer", "of"):
+            check_index(option, getattr(self, option), optional=option in ("layer", "of"))
+
+    @property
+    def sites(self) -> tuple[float, ...]:
+        return (BEFORE_LLM,) if self.layer is None else (BEFORE_LLM, self.layer)
+
+    @property
+    def needs(self) -> frozenset[str]:
+        return frozenset() if self.layer is None else frozenset({SIGNAL})
+
+    def fitted(self, facts: ModelFacts) -> "PruneVid":
+        """With ``layer`` at the same fraction of this model's depth, and what its kind of model gets as videos."""
+        layer = self.layer if self.layer is None else fit_layers((self.layer,), self.of, facts.depth)[0]
+        return dataclasses.replace(super().fitted(facts), layer=layer, of=None)
+
+    @property
+    def _published(self) -> bool:
+        return self.keep_ratio is None and self.n_keep is None
+
+    def select(self, tokens: VisualTokens) -> Selection:
+        return self._before(tokens) if tokens.site == BEFORE_LLM else self._inside(tokens)
+
+    # ---- before the LLM
+
+    def _before(self, tokens: VisualTokens) -> Selection:
+        device, n = tokens.hidden.device, len(tokens)
+        videos, notes = video_frames(tokens, self.images or "apart")
+        if not videos:
+            none = NO_VIDEO.format(type(self).__name__)
+            return dataclasses.replace(Selection.all(tokens), note="; ".join(notes) or none, last=True)
+        counts = [None] * len(videos) if self._published else video_counts(videos, self.count, self.budget)
+        rows = torch.arange(n, device=device) if tokens.rows is None else tokens.rows
+        parts, memory = [kept(other_rows(videos, n, device))], tokens.memory.setdefault(_MEMORY, [])
+        for video, k in zip(videos, counts, strict=True):
+            if k is not None and k >= video.numel():
+                parts.append(kept(video.flatten()))
+                continue
+            groups = self.merged(tokens.hidden[video], video, self._clusters(video.numel(), k))
+            last = -1 if tokens.position is None else int(tokens.position[video.flatten()].max())
+            placed = in_order(groups, self.order)
+            memory.append((k, last, [rows[part.place.unique()] for part in placed]))
+            parts += placed
+        return self.answer(tokens, parts, "; ".join(notes))
+
+    def _clusters(self, n: int, k: int | None) -> float:
+        """The share of the places of a group that clusters are made of. k: how many of ``n`` tokens stay at the end."""
+        if k is None:
+            return self.clusters
+        return min(1.0, k / n / (self.inner_keep if self.layer is not None and self.inner_keep else 1))
+
+    def merged(self, x: Tensor, video: Tensor, clusters: float) -> list[Sums]:
+        """The groups of a video: of each segment the static places, then of every frame the others.
+
+        x: (T, N, C). video: (T, N) rows.
+        """
+        wanted = max(1, int(len(x) * self.segments + 1e-9))
+        parts, start = [], 0
+        for length in peak_segments(x.detach().float().mean(1), wanted, self.neighbours):
+            window = slice(start, start + length)
+            static = always_similar(x[window], self.similarity)
+            parts.append(self._group(video[window, static], x[window, static], clusters))
+            for t in range(start, start + length):
+                parts.append(self._group(video[t, ~static][None], x[t, ~static][None], clusters))
+            start += length
+        return parts
+
+    def _group(self, rows: Tensor, x: Tensor, clusters: float) -> Sums:
+        """(W, m) rows of the same places in W frames."""
+        m = rows.shape[1]
+        k = m if m <= self.few else max(1, int(m * clusters + 1e-9))
+        return clustered(rows, x, k, self.neighbours)
+
+    # ---- inside the LLM
+
+    def _inside(self, tokens: VisualTokens) -> Selection:
+        device, n = tokens.hidden.device, len(tokens)
+        living = torch.arange(n, device=device) if tokens.rows is None else tokens.rows
+        alive = torch.ones(n, dtype=torch.bool, device=device)
+        for wanted, last, groups in tokens.memory.get(_MEMORY, ()):
+            groups = [torch.isin(living, group.to(device)).nonzero().flatten() for group in groups]
+            groups = [group for group in groups if len(group)]
+            sizes = [len(group) for group in groups]
+            if wanted is None:
+                counts = [max(self.fewest, int(size * self.inner_keep + 1e-9)) for size in sizes]
+            else:
+                counts = share(sizes, min(wanted, sum(sizes)))
+            score = self._looked_at(tokens, last)
+            for group, k in zip(groups, counts, strict=True):
+                alive[group] = False
+                alive[group[top_rows(score[group], k)]] = True
+        if not bool(alive.any()):
+            alive[top_rows(self._looked_at(tokens, -1), 1)] = True
+        return Selection(alive.nonzero().flatten())
+
+    def _looked_at(self, tokens: VisualTokens, last: int) -> Tensor:
+        """(N,): the largest attention of the text behind column ``last``; 0 where there is none."""
+        rows = tokens.signals[SIGNAL]
+        if tokens.text_position is not None:
+            rows = rows[tokens.text_position.to(rows.device) > last]
+        return rows.amax(0) if len(rows) else torch.zeros(len(tokens), device=rows.device)

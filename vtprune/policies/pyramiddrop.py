@@ -1,0 +1,75 @@
+"""PyramidDrop: drop, in stages inside the LLM, the visual tokens that the last prompt token ignores in the layer ahead.
+
+Xing et al., "PyramidDrop: Accelerating Your Large Vision-Language Models via Pyramid Visual Redundancy Reduction",
+CVPR 2025, arXiv:2410.17247.
+Differs from the authors' code: batches, padding on either side and grouped-query attention work, every image has its
+own budget (there a sample has one image), at least one token of it stays, layers are scaled to the model's depth,
+attention rows are computed in float32, no prompt is cut to a longest length, ties go to the lowest index. Models with
+mRoPE, where positions stay original, and video are an extension.
+"""
+
+from dataclasses import dataclass, replace
+from typing import ClassVar, Literal
+
+import torch
+
+from vtprune.blocks.stages import check_falling, check_layers, fit_layers, follow, pools, stages_at
+from vtprune.policies.base import check_choices, check_ratio, register, top_rows
+from vtprune.tokens import ModelFacts, Selection, VisualTokens
+
+_SIGNAL = "last_query_attention:peek"
+
+
+@register("pyramiddrop")
+@dataclass
+class PyramidDrop:
+    """Scores by the last prompt token's attention, averaged over heads, in the layer at each stage, before it runs.
+
+    keep_ratio:  fraction of visual tokens KEPT after the last stage, in (0, 1]; the stages before it follow along. None
+                 takes ``keep_ratios`` as they are.
+    keep_ratios: fraction of the original count kept at each stage; counts are rounded down.
+    layers:      the stages: first decoder layers that see the shorter sequence, counted in a model of ``of`` layers.
+    of:          depth that ``layers`` are meant for; they are scaled to the model. None: taken as they are.
+    budget:      "segment" gives every image or video its own share, "prompt" pools them.
+    newlines:    whether newline and separator tokens compete, as in the authors' code; False protects them.
+    """
+
+    keep_ratio: float | None = None
+    keep_ratios: tuple[float, ...] = (0.5, 0.25, 0.125)
+    layers: tuple[int, ...] = (8, 16, 24)
+    of: int | None = 32
+    budget: Literal["segment", "prompt"] = "segment"
+    newlines: bool = True
+
+    needs: ClassVar[frozenset[str]] = frozenset({_SIGNAL})
+    positions: ClassVar[str] = "compact"
+
+    def __post_init__(self):
+        check_choices(self, {"budget": ("segment", "prompt")})
+        self.layers = check_layers(self.layers, self.of)
+        self.keep_ratios = check_falling(self.keep_ratios, self.layers)
+        if self.keep_ratio is not None:
+            check_ratio(self.keep_ratio)
+        follow(self.keep_ratios, self.keep_ratio)
+
+    @property
+    def sites(self) -> tuple[int, ...]:
+        return tuple(dict.fromkeys(self.layers))
+
+    def fitted(self, facts: ModelFacts) -> "PyramidDrop":
+        """The stages at the same fractions of this model's depth; of stages that fall together the last holds."""
+        return replace(self, layers=fit_layers(self.layers, self.of, facts.depth), of=facts.depth)
+
+    def select(self, tokens: VisualTokens) -> Selection:
+        """The best rows of every pool, by what remains of its original count at this stage."""
+        ratio = follow(self.keep_ratios, self.keep_ratio)[stages_at(self.layers, tokens.site)[-1]]
+        keep = []
+        for pool in pools(tokens, self.budget):
+            k = max(1, min(pool.size, int(pool.count * ratio)))
+            if k == pool.size:
+                # nothing is looked at for a pool that stays whole
+                rows = torch.arange(k, device=tokens.hidden.device)
+            else:
+                rows = top_rows(tokens.signals[_SIGNAL][pool.rows], k)
+            keep.append(pool.rows.start + rows)
+        return Selection(torch.cat(keep))

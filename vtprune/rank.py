@@ -1,0 +1,51 @@
+"""The signal attention_rank: how much of a decoder layer's attention, sharpened and followed on, ends at each token."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from vtprune.attention import allowed_keys, attention_inputs
+from vtprune.blocks.attention_rank import STEPS, attention_rank
+from vtprune.compat import attention_window
+from vtprune_kernels.attention_columns import Visible
+
+RANK = "attention_rank"
+PASSES = STEPS + 1
+"""How often all scores of the layer are made: once for their sums, once for each step."""
+
+_IGNORED = ("past_key_values", "attention_mask", "cache_position", "use_cache", "output_attentions")
+
+
+@torch.no_grad()
+def layer_rank(attn: nn.Module, inputs: Mapping[str, Any], real: Tensor, past: int) -> Tensor:
+    """(B, P) float32: the rank of every token of this forward among its sample's.
+
+    attn:   the layer's attention module; its queries and keys are computed again, it does not run.
+    inputs: its keyword arguments, ``hidden_states`` (B, P, D) after the input norm.
+    real:   (B, P) bool, False for padding. past: columns of earlier turns that the mask has before these; no rank.
+    """
+    hidden, mask = inputs["hidden_states"], inputs.get("attention_mask")
+    asked = {name: value for name, value in inputs.items() if name not in _IGNORED}
+    (call,) = attention_inputs(attn, without=("v_proj",), **{**asked, "attention_mask": None})
+    n, causal, window = hidden.shape[1], getattr(attn, "is_causal", True), attention_window(attn)
+    rows = torch.arange(n, device=hidden.device).expand(len(hidden), -1).contiguous()
+    if mask is None and causal and window is None:
+        visible = Visible(last=rows, valid=real)
+    else:
+        allowed = allowed_keys(mask, rows, n, past + n, causal=causal, window=window)
+        visible = Visible(valid=real, allowed=allowed[..., past:].contiguous())
+    return attention_rank(call.query, call.key.to(call.query.dtype), scale=call.scaling, visible=visible, real=real)
+
+
+def real_rows(real: Tensor, columns: Tensor | None) -> Tensor:
+    """(B, P) bool: which physical rows are tokens. real: (B, L) of the unpruned columns; columns: (B, P) or None.
+
+    Pads that unequal counts made necessary stand on the left and repeat the column of the row after them.
+    """
+    if columns is None:
+        return real
+    pad = torch.zeros_like(columns, dtype=torch.bool)
+    pad[:, :-1] = columns[:, :-1] == columns[:, 1:]
+    return real.gather(1, columns) & ~pad

@@ -1,0 +1,35 @@
+"""Queries and keys of a decoder layer before they are rotated to their places."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from vtprune.attention import attention_inputs
+
+UNROTATED = ("unrotated_queries", "unrotated_keys")
+_IGNORED = ("past_key_values", "cache_position", "use_cache", "output_attentions")
+
+
+@torch.no_grad()
+def unrotated(attn: nn.Module, inputs: Mapping[str, Any], name: str) -> Tensor:
+    """(B, H or H_kv, P, d) the queries or keys of a layer, after its norms and without rotation.
+
+    attn:   the layer's attention module; of its projections the one that is asked for is computed.
+    inputs: its keyword arguments, ``hidden_states`` (B, P, D) after the input norm and ``position_embeddings``
+            (cosines, sines) among them.
+    name:   one of ``UNROTATED``.
+    Raises NotImplementedError for a model that rotates in another way.
+    """
+    tables = inputs.get("position_embeddings")
+    if not isinstance(tables, (tuple, list)) or len(tables) != 2:
+        raise NotImplementedError(
+            f"{type(attn).__name__} is not given cosines and sines to rotate by, so its {name.replace('_', ' ')} "
+            "cannot be read; choose a policy without this signal"
+        )
+    asked = {key: value for key, value in inputs.items() if key not in _IGNORED}
+    asked |= {"attention_mask": None, "position_embeddings": (torch.ones_like(tables[0]), torch.zeros_like(tables[1]))}
+    queries = name == "unrotated_queries"
+    (call,) = attention_inputs(attn, without=("k_proj" if queries else "q_proj", "v_proj"), **asked)
+    return call.query if queries else call.key
