@@ -7,6 +7,7 @@ from vtprune import policies as _policies  # noqa: F401 (importing registers the
 from vtprune.api import is_wrapped, options, pruned, report, unwrap, wrap
 from vtprune.policies.base import POLICIES, Policy, ScorePolicy, register
 from vtprune.seconds import frame_times
+from vtprune.then import Then
 from vtprune.tokens import BEFORE_LLM, ModelFacts, Segment, Selection, VisualTokens, inside
 
 __version__ = "0.1.0"
@@ -19,6 +20,7 @@ __all__ = [
     "ScorePolicy",
     "Segment",
     "Selection",
+    "Then",
     "VisualTokens",
     "frame_times",
     "inside",

@@ -11,6 +11,7 @@ from torch import nn
 
 from vtprune.policies.base import POLICIES, Policy
 from vtprune.report import Report
+from vtprune.then import ARROW, Then, split_evenly
 
 _ATTRIBUTE = "_vtprune"
 
@@ -145,7 +146,13 @@ def _make(policy: str | Policy, options: dict) -> Policy:
 
 
 def named_policy(name: str, options: dict) -> Policy:
-    """The registered policy ``name`` with ``options``. Raises ValueError that suggests the name or option meant."""
+    """The registered policy ``name`` with ``options``. Raises ValueError that suggests the name or option meant.
+
+    Names with ">>" between them are stages: of ``keep_ratio`` each keeps an equal share of what it sees, or what
+    ``split``, a ratio for each, says.
+    """
+    if ARROW in name:
+        return _named_stages(name, options)
     if name not in POLICIES:
         close = difflib.get_close_matches(name, POLICIES, 1)
         hint = f"did you mean {close[0]!r}? " if close else ""
@@ -153,6 +160,22 @@ def named_policy(name: str, options: dict) -> Policy:
     cls = POLICIES[name]
     _check_names(name, options, {field.name for field in dataclasses.fields(cls) if field.init})
     return cls(**options)
+
+
+def _named_stages(text: str, options: dict) -> Then:
+    names = [name.strip() for name in text.split(ARROW)]
+    unknown = sorted(set(options) - {"keep_ratio", "split"})
+    if unknown:
+        raise ValueError(
+            f"policies in a row take keep_ratio or split; got {unknown[0]!r}. An option of one of them goes into its "
+            "object: vtprune.Then(POLICIES['fastv'](layer=3), ...)"
+        )
+    split = options.get("split")
+    if split is None:
+        split = [split_evenly(options.get("keep_ratio", 0.5), len(names))] * len(names)
+    elif "keep_ratio" in options or len(split) != len(names):
+        raise ValueError(f"split is a ratio for each of {', '.join(names)}, instead of keep_ratio; got {options}")
+    return Then(*(named_policy(name, {"keep_ratio": share}) for name, share in zip(names, split, strict=True)))
 
 
 def _check_names(name: str, options: dict, known: set[str]) -> None:

@@ -205,3 +205,13 @@ def test_a_policy_that_looks_into_the_tower_has_it_run(bench):
     looks = Condition("policy", "vtc_cls", (), 0.25)
     together = by(bench.rows(questions, [FULL, looks]), looks)
     assert [row["first"] for row in together] == [row["first"] for row in bench.rows(questions, [looks])]
+
+
+def test_policies_in_a_row(bench):
+    """Oracle: wrapped by hand."""
+    questions = some_questions(2)
+    both = Condition("policy", "uniform >> fastv", (), 0.25)
+    rows = by(bench.rows(questions, [FULL, both]), both)
+    pairs = [(question.visuals[0].load(), question.text) for question in questions]
+    assert [row["raw"] for row in rows] == by_hand(bench, pairs, "uniform >> fastv", keep_ratio=0.25)
+    assert rows[0]["kept"] == {"before the LLM": [144, 72], "layer 2": [72, 36]}

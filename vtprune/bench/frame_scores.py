@@ -20,7 +20,7 @@ SELF = "self"
 
 def wants_scores(condition: Condition) -> bool:
     """Whether a condition's policy goes by frame scores that its options cannot hold."""
-    policy = POLICIES[condition.policy]
+    policy = POLICIES.get(condition.policy)  # None: several in a row
     fields = {field.name for field in dataclasses.fields(policy)} if dataclasses.is_dataclass(policy) else set()
     return condition.kind == "policy" and "frame_scores" in fields
 
