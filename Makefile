@@ -2,9 +2,12 @@
 #
 #   make run               the main job, `vtprune run`; its options in ARGS="..."
 #   make test              the tests; pytest's options in ARGS="..."
+#   make demo              the page on which to see what is kept, `vtprune demo`; its options in ARGS="..."
+#   make test-browser      the page in a real browser, where chromium is installed
 #   make test-lmms         the lmms-eval plug-in, with the real lmms-eval in an environment of its own (2.4 GB)
 #   make lint              ruff: rules and format
-#   make bench-quality     accuracy of every policy on the embedded model; its options in ARGS="..."
+#   make bench             what pruning costs in right answers, `vtprune bench`; its options in ARGS="..."
+#   make bench-report      the same of every policy on both embedded models, as it is kept in benchmarks/results
 #   make bench-engine      the engine's benchmark; its options in ARGS="..."
 #   make bench-policies    how long each policy takes to select; its options in ARGS="..."
 #   make bench-video       clips, few frames or many, pruned: answers and times; its options in ARGS="..."
@@ -38,14 +41,23 @@ ARGS ?=
 RUN := "$(VENV)/bin/python"
 INSTALL := $(RUN) -m pip install --disable-pip-version-check $(PIP_FLAGS) $(if $(CONSTRAINTS),-c "$(CONSTRAINTS)") $(TORCH)
 
-.PHONY: run test test-lmms lint bench-quality bench-engine bench-policies bench-video bench-kernels install install-test clean
+.PHONY: run demo test test-browser test-lmms lint bench bench-report bench-engine bench-policies bench-video bench-kernels install install-test clean
 
 run: install
 	"$(VENV)/bin/vtprune" run $(ARGS)
 
+demo: install
+	$(INSTALL) -e ".[demo]"
+	"$(VENV)/bin/vtprune" demo $(ARGS)
+
 # gpu tests are not left out but skipped, so that the summary says so
 test: install-test
 	$(RUN) -m pytest -n $(JOBS) -m "not slow" -rs $(ARGS)
+
+# with Debian's chromium; skipped, with that reason, where there is none
+test-browser: install-test
+	$(INSTALL) -e ".[demo]" playwright
+	$(RUN) -m pytest tests/demos -rs $(ARGS)
 
 # lmms-eval pins av below 16
 test-lmms: $(LMMS_VENV)/.installed
@@ -55,9 +67,13 @@ lint: $(VENV)/.installed-lint
 	$(RUN) -m ruff check .
 	$(RUN) -m ruff format --check .
 
-bench-quality: install
+bench: install
 	$(INSTALL) -e ".[bench]"
-	$(RUN) -m benchmarks.quality $(ARGS)
+	"$(VENV)/bin/vtprune" bench $(ARGS)
+
+bench-report: install
+	$(INSTALL) -e ".[bench,video]"
+	$(RUN) -m benchmarks.report $(ARGS)
 
 bench-engine: install
 	$(RUN) -m benchmarks.engine $(ARGS)
@@ -85,7 +101,7 @@ $(VENV)/.installed: pyproject.toml $(CONSTRAINTS) | $(VENV)/bin/python
 	touch "$@"
 
 $(VENV)/.installed-test: pyproject.toml $(CONSTRAINTS) | $(VENV)/bin/python
-	$(INSTALL) -e ".[dev,kernels,video,bench,ray]"
+	$(INSTALL) -e ".[dev,kernels,video,bench,ray,demo]"
 	touch "$@"
 
 $(VENV)/.installed-lint: pyproject.toml $(CONSTRAINTS) | $(VENV)/bin/python

@@ -1,4 +1,4 @@
-"""The command line: ``vtprune run``, ``vtprune bench``, ``vtprune policies``, ``vtprune families``.
+"""The command line: ``vtprune run``, ``demo``, ``bench``, ``policies``, ``families``.
 
 A command is a module with ``HELP`` (one line), ``arguments(parser)`` and ``run(arguments) -> int`` (the exit code),
 named in ``COMMANDS``; it may import whatever is heavy inside ``run`` only.
@@ -17,6 +17,7 @@ from vtprune.cli.error import Parser, UserError, did_you_mean, one_line
 
 COMMANDS = {
     "run": "vtprune.cli.run",
+    "demo": "vtprune.cli.demo",
     "bench": "vtprune.cli.bench",
     "policies": "vtprune.cli.policies",
     "families": "vtprune.cli.families",

@@ -11,6 +11,7 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont, features
 
 from vtprune.kept import Kept
+from vtprune.report import Report
 
 MIN_SIDE = 640
 """Smaller pictures are enlarged to at least this many pixels on their shorter side."""
@@ -26,12 +27,13 @@ LINE = 84  # grey of the lines between dropped cells: a mesh that also dark pict
 INK, PAPER = (30, 30, 30), (255, 255, 255)
 
 
-def overlay(image: Image.Image, kept: Kept | Sequence[Kept], *, frame: int = 0) -> Image.Image:
+def overlay(image: Image.Image, kept: Kept | Sequence[Kept] | Report, *, frame: int = 0) -> Image.Image:
     """A picture with the cells of the kept tokens clear and those of the dropped ones dimmed and without colour.
 
     image: what the grid covers, from edge to edge: of a processor that crops or pads, the cropped or padded picture
            (``vtprune.images.seen_images`` gives it).
-    kept:  of this picture, from ``vtprune.report(model).kept(sample, site)``; a list of one is fine.
+    kept:  of this picture, from ``vtprune.report(model).kept(sample, site)``; a list of one is fine, and so is the
+           report of a prompt with one picture, of which the first sample's last site is drawn.
     frame: of a video, the slice of the grid to draw.
 
     The picture is enlarged by a whole number to at least 640 pixels, pixel by pixel; kept cells are exactly that. With
@@ -56,9 +58,11 @@ def overlay(image: Image.Image, kept: Kept | Sequence[Kept], *, frame: int = 0) 
     return side_by_side([main, _paint(thumbnail, kept, 0, frame)])
 
 
-def _only(kept: Kept | Sequence[Kept]) -> Kept:
+def _only(kept: Kept | Sequence[Kept] | Report) -> Kept:
     if isinstance(kept, Kept):
         return kept
+    if isinstance(kept, Report):
+        kept = kept.kept()
     if len(kept) != 1:
         raise ValueError(
             f"overlay() draws one picture, and there are the tokens of {len(kept)}; call it for each: "

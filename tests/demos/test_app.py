@@ -1,0 +1,270 @@
+"""The page through its API: what every button does, two users at once, and files that mean no good."""
+
+import re
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+gradio = pytest.importorskip("gradio", reason="needs gradio: pip install 'vtprune[demo]'")
+from gradio_client import Client, handle_file  # noqa: E402
+from gradio_client.exceptions import AppError  # noqa: E402
+
+from vtprune.draw import heat_map, overlay  # noqa: E402
+
+QUESTION = "Which digit is cyan?"
+
+REACHED: list[tuple] = []
+"""Every host that this process looked up or connected to; such a hook cannot be removed, so it stays in one list."""
+
+sys.addaudithook(
+    lambda event, args: (
+        REACHED.append((event, args[-1] if event == "socket.connect" else args))
+        if event in ("socket.connect", "socket.getaddrinfo")
+        else None
+    )
+)
+
+
+@pytest.fixture(scope="module")
+def page(engine):
+    from vtprune.demo.page.app import build, launch
+
+    built = build(engine)
+    address = launch(built)
+    yield built, address
+    built.close()
+
+
+@pytest.fixture
+def client(page):
+    return Client(page[1], verbose=False, analytics_enabled=False)
+
+
+def ask(client, name="fastv", ratio=0.25, options="layer=3", question=QUESTION):
+    names = ("line", "original", "heat", "kept", "scale", "sites", "answers", "story")
+    return dict(zip(names, client.predict(question, name, ratio, options, api_name="/image_ask"), strict=True))
+
+
+def pixels(update) -> np.ndarray:
+    with Image.open(update["value"] if isinstance(update, dict) else update) as picture:
+        return np.asarray(picture.convert("RGB"))
+
+
+def said(html: str) -> list[str]:
+    return re.findall(r'class="vt-said">(\w+)', html)
+
+
+def test_both_answers_their_numbers_and_pictures(client, asked):
+    """Oracle: the same question without a page."""
+    found, wanted = ask(client), asked("fastv", 0.25)
+    values = wanted.values
+    assert said(found["answers"]) == [values["unpruned"]["answer"], values["pruned"]["answer"]]
+    assert f"{values['pruned']['kv_bytes']:,}" in found["answers"]
+    assert (
+        f"{100 * values['comparison']['agreement']:.1f} %" in found["answers"]
+        and "medians of 3 runs" in found["answers"]
+    )
+    assert "36 of 144" in found["line"] and "from layer 3 on" in found["line"]
+    seen = wanted.study.seen
+    assert np.array_equal(pixels(found["kept"]), np.asarray(overlay(seen, wanted.trace.kept()[0])))
+    assert np.array_equal(pixels(found["heat"]), np.asarray(heat_map(seen, wanted.trace.heat())))
+    assert found["kept"]["alt_text"].startswith("Kept 36 of 144")
+
+
+def test_moving_the_ratio_changes_the_picture_and_says_that_answers_are_old(client, asked):
+    ask(client)
+    line, _, kept, *_ = client.predict("fastv", 0.5, "layer=3", api_name="/image_reselect")
+    assert "72 of 144" in line and "stale" in line and "keep ratio 0.25" in line
+    wanted = asked("fastv", 0.5)
+    assert np.array_equal(pixels(kept), np.asarray(overlay(wanted.study.seen, wanted.trace.kept()[0])))
+    line, *_ = client.predict("fastv", 0.25, "layer=3", api_name="/image_reselect")
+    assert "stale" not in line
+    with pytest.raises(AppError, match="the scores are those of fastv; ask random first"):
+        client.predict("random", 0.5, "", api_name="/image_reselect")
+
+
+def test_a_cell_tells_its_story(client, asked):
+    with pytest.raises(AppError, match="ask a question first"):
+        client.predict(1, 1, api_name="/image_inspect")
+    ask(client, "transprune", 0.25, "")
+    story, *_ = client.predict(3, 4, api_name="/image_inspect")
+    assert "Row 3, column 4: visual token 28 of 144" in story and "rank" in story and "layer 1" in story
+    with pytest.raises(AppError, match="rows 1 to 12"):
+        client.predict(13, 1, api_name="/image_inspect")
+
+
+def test_policies_bring_their_controls(client):
+    about, options, *slots = client.predict("idpruner", api_name="/image_policy")
+    shown = {slot["label"]: slot for slot in slots if slot.get("visible")}
+    assert "marginal relevance" in about or "cosine" in about
+    assert {"trade_off", "parallel_k", "importance", "budget", "compat"} == set(shown) and options == ""
+    assert (shown["trade_off"]["minimum"], shown["trade_off"]["maximum"], shown["trade_off"]["value"]) == (0, 1, 0.5)
+    values = [slot.get("value") for slot in slots]
+    values[[slot["label"] for slot in slots].index("trade_off")] = 0.75
+    assert client.predict("idpruner", *values, api_name="/image_options") == "trade_off=0.75"
+
+
+def test_two_users_do_not_disturb_each_other(page):
+    """Oracle: each gets what it would get alone, while they take turns and ask at once."""
+    one, other = (Client(page[1], verbose=False, analytics_enabled=False) for _ in range(2))
+    one.predict("scene 3", api_name="/image_example")
+    other.predict("scene 4", api_name="/image_example")
+    alone = [pixels(ask(user, question="How many objects are there?")["original"]) for user in (one, other)]
+    assert not np.array_equal(*alone)
+    jobs = [
+        user.submit("How many objects are there?", name, ratio, "", api_name="/image_ask")
+        for user, name, ratio in (
+            (one, "random", 0.5),
+            (other, "pool", 0.25),
+            (one, "random", 0.5),
+            (other, "pool", 0.25),
+        )
+    ]
+    for i, job in enumerate(jobs):
+        line, original, *_ = job.result(timeout=60)
+        assert np.array_equal(pixels(original), alone[i % 2])
+        assert ("72 of 144", "36 of 144")[i % 2] in line
+    # what each sees next is about its own question
+    assert "14 of 144" in one.predict("random", 0.1, "", api_name="/image_reselect")[0]
+    with pytest.raises(AppError, match="those of pool"):
+        other.predict("random", 0.1, "", api_name="/image_reselect")
+
+
+def test_a_file_of_ones_own(client, tmp_path):
+    """Oracle: the picture's colours, cropped and resized by the model's processor, are still these two halves."""
+    halves = np.zeros((200, 200, 3), np.uint8)
+    halves[:, :100], halves[:, 100:] = (220, 30, 30), (30, 30, 220)
+    path = tmp_path / "halves.png"
+    Image.fromarray(halves).save(path)
+    client.predict(handle_file(path), api_name="/image_load")
+    seen = pixels(ask(client, question="How many objects are there?")["original"]).astype(int)
+    assert np.abs(seen[300, 60] - (220, 30, 30)).max() < 12 and np.abs(seen[300, -60] - (30, 30, 220)).max() < 12
+
+
+@pytest.mark.parametrize(("name", "endpoint", "more"), [("x.png", "/image_load", ()), ("x.mp4", "/video_load", (8,))])
+def test_hostile_files_get_the_command_lines_message(client, tmp_path, name, endpoint, more):
+    for content in (b"", b"<script>alert(1)</script>", bytes(range(256)) * 40):
+        path = tmp_path / name
+        path.write_bytes(content)
+        with pytest.raises(AppError) as caught:
+            client.predict(handle_file(path), *more, api_name=endpoint)
+        text = str(caught.value)
+        assert name in text and "Traceback" not in text and "/tmp" not in text and "\n" not in text
+    with pytest.raises(AppError, match="an example is"):
+        client.predict("../../etc/passwd", *more, api_name=endpoint.replace("load", "example"))
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"question": " "}, "the question is in words"),
+        ({"options": "layer=99"}, "this decoder has layers 0 to 5"),
+        ({"options": "scorer=/etc/passwd"}, "scorer"),
+        ({"options": "layer=<img src=x>"}, "&lt;img src=x&gt;"),
+        ({"name": "nope"}, "nope"),
+        ({"ratio": 0}, "minimum"),
+    ],
+)
+def test_wrong_questions_and_options_are_explained(client, change, message):
+    with pytest.raises(AppError, match=re.escape(message)):
+        ask(client, **change)
+
+
+def test_what_users_and_models_say_is_text_not_html(client, asked):
+    """A question's unknown words come back in a note; a model's answer, a name, an error of a policy go anywhere."""
+    from vtprune.demo.grid import Cell
+    from vtprune.demo.page import compare_tab, words
+
+    assert "&lt;img" in ask(client, question="What is <img src=x onerror=alert(1)> this?")["answers"]
+    hostile, values = "<img src=x onerror=alert(1)>", dict(asked("fastv", 0.25).values)
+    values["unpruned"] = {**values["unpruned"], "answer": hostile}
+    values["pruned"] = {**values["pruned"], "answer": hostile, "notes": [hostile]}
+    values["policy"] = {"name": hostile}
+    cells = [Cell("fastv", 0.5, {}, error=hostile)]
+    for html in (words.answers(values), words.line(hostile), words.scale(0, 1, hostile), compare_tab._table(cells)):
+        assert "<img" not in html and "&lt;img" in html
+
+
+def test_a_clip_its_sheet_and_its_bars(client):
+    client.predict("clip 7", 16, api_name="/video_example")
+    line, answers, sheet, bars, budget = client.predict(
+        16, "How many different shapes appear?", "framefusion", 0.25, "", False, api_name="/video_ask"
+    )
+    assert re.search(r"Kept \d+ of 128 visual tokens", line) and len(said(answers)) == 2 and budget == ""
+    assert pixels(sheet).shape[1] > 600 and pixels(bars).shape == (260, 1200, 3)
+    assert len(re.findall(r"\d+", bars["alt_text"].partition("by step:")[2])) == 8
+
+
+def test_a_comparison_can_be_downloaded(client):
+    import json
+
+    job = client.submit(QUESTION, ["random", "pool"], [0.25], api_name="/compare")
+    job.result(timeout=120)
+    steps = job.outputs()
+    assert [re.search(r"\d of 2", step[0])[0] for step in steps] == ["1 of 2", "2 of 2", "2 of 2"]
+    _, _, png, numbers, _ = steps[-1]
+    assert len(json.loads(Path(numbers["value"]).read_text())["cells"]) == 2
+    assert pixels(png).shape == pixels(steps[1][1]).shape
+
+
+def test_a_batch_grows_and_can_be_stopped(client, engine):
+    """Oracle: after the stop no more questions are asked of the model."""
+    job = client.submit(["random"], [0.25], 400, api_name="/batch")
+    give_up = time.monotonic() + 60
+    while len(job.outputs()) < 2 and time.monotonic() < give_up:
+        time.sleep(0.1)
+    assert "16 of 400" in job.outputs()[0][0] and "32 of 400" in job.outputs()[1][0]
+    assert job.cancel()
+    calls = []
+    with engine.use("image") as loaded:
+        handle = loaded.model.register_forward_pre_hook(lambda *ignored: calls.append(1))
+    try:
+        # what was under way may end
+        time.sleep(2)
+        until = len(calls)
+        time.sleep(2)
+        assert len(calls) == until
+    finally:
+        handle.remove()
+
+
+def test_every_event_has_a_name_and_the_queue_a_limit(page):
+    built, _ = page
+    config = built.get_config_file()
+    names = [event["api_name"] for event in config["dependencies"]]
+    assert all(names) and len(set(names)) == len(names)
+    assert built.max_size == 24 if hasattr(built, "max_size") else built._queue.max_size == 24
+    assert not built.analytics_enabled and config["max_file_size"] == 64 * 2**20
+
+
+def test_the_page_fetches_nothing_from_other_hosts(page):
+    """Oracle: what a browser would load at once: scripts, styles, fonts and pictures that the page names."""
+    import httpx
+
+    address = page[1].rstrip("/")
+    html = httpx.get(address + "/").text
+    loaded = re.findall(r'<(?:script|img|iframe)[^>]*\bsrc="([^"]+)"', html)
+    loaded += re.findall(r'<link[^>]*rel="(?:stylesheet|preload|modulepreload|icon|manifest)"[^>]*href="([^"]+)"', html)
+    assert loaded and [url for url in loaded if re.match(r"(https?:)?//", url) and not url.startswith(address)] == []
+    config = httpx.get(address + "/config").json()
+    assert config["stylesheets"] == [] and not config["analytics_enabled"]
+    theme = httpx.get(address + "/theme.css").text
+    assert "system-ui" in theme and not re.search(r"url\(['\"]?(https?:)?//", theme)
+
+
+def test_nothing_was_asked_of_another_host(client):
+    """Oracle: Python's own record of connections and look-ups, from before the page was built, clients included."""
+    ask(client)
+    hosts = {place[0] for _, place in REACHED if isinstance(place, tuple) and place}
+    hosts = {host.decode() if isinstance(host, bytes) else host for host in hosts}
+    assert "127.0.0.1" in hosts and hosts <= {"127.0.0.1", "localhost", "::1", "0.0.0.0", None}
+
+
+def test_every_picture_has_words(page):
+    built, _ = page
+    pictures = [block for block in built.blocks.values() if isinstance(block, gradio.Image)]
+    assert len(pictures) == 7 and all(picture.alt_text for picture in pictures)

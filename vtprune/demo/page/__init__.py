@@ -1,0 +1,1 @@
+"""The page of the demo: layout and callbacks, the only place that knows gradio."""
