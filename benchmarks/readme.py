@@ -1,11 +1,17 @@
-"""Writes the README's tables of policies and families from the registries: ``python -m benchmarks.readme``."""
+"""Writes what the README says of policies, families and results: ``python -m benchmarks.readme``.
+
+The README has names; the tables are in the folders of what they are about.
+"""
 
 from __future__ import annotations
 
+import json
 import re
 import sys
-from collections.abc import Sequence
+import textwrap
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import vtprune
 from vtprune.cli.docs import policy_card
@@ -14,7 +20,97 @@ from vtprune.policies.base import POLICIES
 from vtprune.signals import parse
 from vtprune.tokens import BEFORE_LLM, site_name
 
-README = Path(__file__).parents[1] / "README.md"
+ROOT = Path(__file__).parents[1]
+README = ROOT / "README.md"
+WIDTH = 120
+
+
+def policy_names() -> str:
+    """The registered policies by where they act."""
+    groups: dict[str, list[str]] = {}
+    for name, cls in sorted(POLICIES.items()):
+        groups.setdefault(_where(cls().sites), []).append(f"`{name}`")
+    return "\n".join(_wrapped(f"* {where}: {', '.join(names)}", "  ") for where, names in groups.items())
+
+
+def _where(sites: Sequence[float]) -> str:
+    before = BEFORE_LLM in sites
+    if len(sites) > before:
+        return "before and inside the LLM" if before else "inside the LLM"
+    return "before the LLM"
+
+
+def _wrapped(text: str, indent: str = "") -> str:
+    return textwrap.fill(text, WIDTH, subsequent_indent=indent, break_long_words=False, break_on_hyphens=False)
+
+
+def family_names() -> str:
+    """\
+The model types that are known."""
+    return _wrapped(", ".join(f"`{name}`" for name in sorted(FAMILIES)))
+
+
+def results() -> str:
+    """The scores of controls, and of the policies that were best or tied at some ratio, on both embedded models.
+
+    Accuracies in per cent. Bold: best of its column or tied with it; + and -: told from as many random tokens.
+    """
+    kept = {model: what for model, what in MODELS.items() if _path(model).exists()}
+    tasks = [_task(model) for model in kept]
+    shown = {_plain(name) for task in tasks for name in _best(task)}
+    columns, cells = [], {}
+    for task, what in zip(tasks, kept.values(), strict=True):
+        best = _best(task)
+        ratios = sorted(map(float, task["ratios"]), reverse=True)
+        for name, row in task["rows"].items():
+            if row["keep_ratio"] < 1 and (row["kind"] != "policy" or _plain(name) in shown):
+                column = (what, row["keep_ratio"])
+                cells.setdefault(_plain(name), {})[column] = _score(row, name in best)
+        columns += [(what, ratio) for ratio in ratios]
+    head = [f"{what}, {100 * ratio:g} %" for what, ratio in columns]
+    lines = [f"| kept | {' | '.join(head)} |", f"|---|{'---|' * len(columns)}"]
+    lines += [f"| {name} | {' | '.join(of.get(column, '') for column in columns)} |" for name, of in cells.items()]
+    said = "; ".join(_unpruned(task, what) for task, what in zip(tasks, kept.values(), strict=True))
+    return "\n".join([*lines, "", _wrapped(f"{said}.")])
+
+
+def _best(task: Mapping[str, Any]) -> set[str]:
+    """The best row of each ratio, and those that cannot be told from it."""
+    return {name for found in task["ratios"].values() for name in (found["best"], *found["tied"])}
+
+
+def _task(model: str) -> Mapping[str, Any]:
+    return json.loads(_path(model).read_text())["tasks"][model]
+
+
+def _path(model: str) -> Path:
+    return ROOT / "benchmarks/results" / model / "summary.json"
+
+
+def _unpruned(task: Mapping[str, Any], what: str) -> str:
+    full, blind = (100 * task["rows"][name]["score"] for name in ("full", "blind"))
+    n, clusters = task["questions"], task["clusters"]
+    return f"{what}: {n:,} questions about {clusters}, unpruned {full:.1f} %, blind {blind:.1f} %"
+
+
+def _plain(name: str) -> str:
+    return (
+        f"`{name.partition('@')[0]}`"
+        if name.partition("@")[0].partition(":")[0] in POLICIES
+        else name.partition("@")[0]
+    )
+
+
+def _score(row: Mapping[str, Any], best: bool) -> str:
+    if row.get("score") is None:
+        return "refused"
+    beside = (row.get("to_random") or {}).get("verdict")
+    sign = {"better": " +", "worse": " -"}.get(beside, "") if row["kind"] == "policy" else ""
+    words = f"{100 * row['score']:.1f}{sign}"
+    return f"**{words}**" if best else words
+
+
+MODELS = {"embedded-image": "pictures", "embedded-video": "clips of 16 frames"}
 
 
 def policies() -> str:
@@ -56,15 +152,35 @@ def families() -> str:
 
 
 def filled(text: str) -> str:
-    """The README with fresh tables between its markers."""
-    for name, table in (("policies", policies()), ("families", families())):
-        block = f"<!-- {name} -->\n{table}\n<!-- /{name} -->"
+    """The README with fresh parts between its markers."""
+    for name, part in (("policies", policy_names()), ("families", family_names()), ("results", results())):
+        block = f"<!-- {name} -->\n{part}\n<!-- /{name} -->"
         text, found = re.subn(rf"<!-- {name} -->.*?<!-- /{name} -->", lambda _, b=block: b, text, flags=re.DOTALL)
         if not found:
             raise ValueError(f"README.md has no <!-- {name} --> ... <!-- /{name} --> to fill; put both markers back")
     return text
 
 
+def tables() -> dict[Path, str]:
+    """The files beside the code that hold a whole table."""
+    return {
+        ROOT / "vtprune/policies/README.md": f"# Policies\n\n{POLICIES_HEAD}\n\n{policies()}\n",
+        ROOT / "vtprune/families/README.md": f"# Families\n\n{FAMILIES_HEAD}\n\n{families()}\n",
+    }
+
+
+POLICIES_HEAD = """\
+What can be named in `vtprune.wrap(model, NAME, ...)`; `vtprune policies NAME` tells the options. Written by
+`python -m benchmarks.readme` from the registry: sites and signals are those without options, on a model of unknown
+depth. What differs from released code is said at the top of each file."""
+
+FAMILIES_HEAD = """\
+The model types that are known, and what is special about their prompts. Written by
+`python -m benchmarks.readme` from the registry."""
+
+
 if __name__ == "__main__":
+    for path, text in tables().items():
+        path.write_text(text)
     README.write_text(filled(README.read_text()))
-    print(f"tables of vtprune {vtprune.__version__} written to {README.name}")
+    print(f"tables of vtprune {vtprune.__version__} written")

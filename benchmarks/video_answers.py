@@ -12,9 +12,8 @@ import torch
 from torch import Tensor, nn
 
 import vtprune
-from benchmarks.quality import layer_share, parse_policy
 from benchmarks.video_clips import Filed
-from vtprune.cli.options import make_policy
+from vtprune.bench.choose_conditions import read_policy
 from vtprune.embedded.asking import encoded, said
 from vtprune.embedded.clip_questions import ClipQuestion
 from vtprune.embedded.scorer import objects_in
@@ -44,8 +43,7 @@ class Condition:
 
     def build(self) -> object:
         """The policy as an object."""
-        name, options, _ = parse_policy(self.policy)
-        return make_policy(name, options, keep_ratio=repr(self.keep_ratio))
+        return read_policy(self.policy).make(self.keep_ratio)
 
 
 def grid(frames: Sequence[int], ratios: Sequence[float], policies: Sequence[str]) -> list[Condition]:
@@ -169,6 +167,12 @@ class Asker:
         with vtprune.pruned(self.model, scored) as report:
             inputs = prompts(self.processor, [question], pixels, self.model.device)
             return said(self.model, self.processor, inputs)[0], counts(report)
+
+
+def layer_share(report: Report) -> float:
+    """Visual tokens that the layers process, of those in the prompt: the mean over layers and samples."""
+    shares = [report.layer_mean(b) / before for b, (before, _) in enumerate(report.tokens)]
+    return sum(shares) / len(shares)
 
 
 def counts(report: Report) -> dict:

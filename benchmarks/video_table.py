@@ -2,13 +2,33 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 
-from benchmarks.quality_table import mean_interval
 from benchmarks.video_answers import FEW, SLICE_FRAMES, SLICE_TOKENS, UNPRUNED
 
 Key = tuple[int, float, str]
 MEANS = ("of", "kept", "layer_share", "flops_share", "idle")
+
+
+Z = 1.96
+"""Standard deviations of a 95 % interval."""
+
+
+def mean_interval(values: Sequence[float], clusters: Sequence[int]) -> tuple[float, float]:
+    """(mean, half width of its 95 % interval) when values of one cluster are not independent.
+
+    The variance of a mean of clusters of unequal size: the sum of squares of what each cluster adds beyond the mean.
+    """
+    n, mean = len(values), sum(values) / len(values)
+    beyond: dict[int, float] = {}
+    for value, cluster in zip(values, clusters, strict=True):
+        beyond[cluster] = beyond.get(cluster, 0.0) + value - mean
+    many = len(beyond)
+    if many < 2:
+        return mean, math.nan
+    variance = sum(b * b for b in beyond.values()) / n**2 * many / (many - 1)
+    return mean, Z * math.sqrt(variance)
 
 
 def key_of(row: Mapping) -> Key:

@@ -393,7 +393,10 @@ def test_checking_a_target_leaves_nothing_behind_and_nothing_changed(tmp_path, p
 @pytest.mark.parametrize(
     ("argv", "fragment"),
     [
-        (["polices"], "unknown command 'polices'; did you mean 'policies'? commands: run, bench, policies, families"),
+        (
+            ["polices"],
+            "unknown command 'polices'; did you mean 'policies'? commands: run, demo, bench, policies, families",
+        ),
         (["policies", "fastvv"], "unknown policy 'fastvv'; did you mean 'fastv'?"),
         (["--bogus"], "COMMAND"),
         (["families", "llava"], "unrecognized arguments: llava"),

@@ -10,6 +10,8 @@ def test_the_tables_are_those_of_the_registries():
     """Run ``python -m benchmarks.readme`` when this fails."""
     text = readme.README.read_text()
     assert readme.filled(text) == text
+    for path, table in readme.tables().items():
+        assert path.read_text() == table, path.name
 
 
 def test_it_is_short_and_speaks_of_nobody_s_machine():

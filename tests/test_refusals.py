@@ -29,7 +29,7 @@ WRONG_OPTIONS = [
     (dict(keep_ratio=0.5, n_keep=3), "keep_ratio or n_keep, not both"),
     (dict(budget="frame"), "got 'frame'"),
     (dict(keepratio=0.5), "did you mean 'keep_ratio'"),
-    (dict(score_dtype="float32"), "option of vtc_cls"),
+    (dict(score_dtype="float32"), "option of divprune, vtc_cls"),
     (dict(colour=1), "no option 'colour'"),
 ]
 

@@ -92,6 +92,7 @@ def ray():
     ray.shutdown()
 
 
+@pytest.mark.slow  # new processes, each of which imports torch
 def test_without_a_cluster_one_is_begun_and_ended(tmp_path):
     ray = pytest.importorskip("ray")
     units = [unit(f"q{i}", f"r{i}") for i in range(3)]
@@ -127,6 +128,7 @@ def test_a_killed_worker_loses_and_repeats_nothing(ray, tmp_path):
     assert first != second
 
 
+@pytest.mark.slow  # new processes, each of which imports torch
 def test_a_unit_that_always_kills_its_worker_becomes_failures(ray, tmp_path):
     units = [unit("die", "q0"), *(unit(f"q{i}") for i in range(1, 5))]
     rows = [row for some in results(plan_for(tmp_path), units, workers=1, worker=StandIn, retries=1) for row in some]
@@ -142,11 +144,13 @@ def test_a_unit_that_always_kills_its_worker_becomes_failures(ray, tmp_path):
     assert sorted_rows(row for row in rows if "error" not in row) == sorted_rows(in_a_loop(tmp_path, units[1:]))
 
 
+@pytest.mark.slow  # new processes, each of which imports torch
 def test_what_a_worker_raises_ends_the_run(ray, tmp_path):
     with pytest.raises(ArithmeticError, match="^wrong cannot be$"):
         list(results(plan_for(tmp_path), [unit("wrong")], workers=1, worker=StandIn))
 
 
+@pytest.mark.slow  # new processes, each of which imports torch
 def test_a_worker_that_dies_at_loading_is_not_tried_for_ever(ray, tmp_path):
     with pytest.raises(RuntimeError, match="died 2 times while it loaded the model"):
         list(results(plan_for(tmp_path, "too large"), [unit("q")], workers=1, worker=StandIn, retries=1))
@@ -187,8 +191,9 @@ def test_without_ray(monkeypatch, tmp_path):
         list(results(plan_for(tmp_path), [unit("q")], worker=StandIn))
 
 
+@pytest.mark.slow  # new processes, each of which imports torch
 def test_the_embedded_model_answers_as_it_does_here(ray):
-    """Oracle: the engine of this process. Times and dates are all that may differ."""
+    """Oracle: the engine of this process. Times, dates and what git says are all that may differ."""
     conditions = (Condition("full"), Condition("policy", "fastv", ("layer=3",), 0.25))
     plan = Plan("embedded-image", ("embedded-image:n=1",), conditions, threads=1)
     ids = [question.id for question in make_task(plan.tasks[0]).questions()][:6]
@@ -196,6 +201,6 @@ def test_the_embedded_model_answers_as_it_does_here(ray):
 
     def told(engine, **more):
         rows = [row for some in engine(plan, units, **more) for row in some]
-        return sorted_rows({k: v for k, v in row.items() if k not in ("seconds", "date")} for row in rows)
+        return sorted_rows({k: v for k, v in row.items() if k not in ("seconds", "date", "commit")} for row in rows)
 
     assert told(results, workers=1) == told(engine_local.results)

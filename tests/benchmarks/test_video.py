@@ -1,6 +1,7 @@
 """The video benchmark: paired differences by clip, short prompts, clips in files, runs that go on."""
 
 import json
+import math
 
 import pytest
 import torch
@@ -11,7 +12,7 @@ from benchmarks.engine_model import cache_bytes
 from benchmarks.video_answers import Asker, Condition, SeenOnce, at_one_budget, grid, once, prompts
 from benchmarks.video_clips import CODECS, LENGTH, file_clip
 from benchmarks.video_ledger import Ledger
-from benchmarks.video_table import accuracy, answers_table, budget_table, gathered, judged, times_table
+from benchmarks.video_table import accuracy, answers_table, budget_table, gathered, judged, mean_interval, times_table
 from benchmarks.video_time import forward, prefill, short_inputs, timed_models, without_pixels
 from vtprune.embedded import load_video
 from vtprune.embedded.clips import make_clip
@@ -270,3 +271,20 @@ def test_a_wrong_number_is_refused(arguments, capsys):
     with pytest.raises(SystemExit):
         video.parse(arguments)
     assert "frames are even numbers up to 256, keep ratios lie in (0, 1]" in capsys.readouterr().err
+
+
+def test_independent_values_have_the_textbook_interval():
+    """Oracle: the standard error of a mean."""
+    values = [0.0, 1.0, 1.0, 0.0, 1.0, 1.0]
+    mean, half = mean_interval(values, range(6))
+    assert mean == pytest.approx(4 / 6)
+    assert half == pytest.approx(1.96 * torch.tensor(values).std().item() / math.sqrt(6))
+
+
+def test_repeating_a_scene_s_questions_does_not_narrow_the_interval():
+    """Oracle: the same scenes with one question each; copies add no knowledge."""
+    values = [0.2, 1.0, 0.6, 0.0]
+    once = mean_interval(values, range(4))
+    copied = mean_interval([v for v in values for _ in range(5)], [s for s in range(4) for _ in range(5)])
+    assert copied == pytest.approx(once)
+    assert math.isnan(mean_interval([1.0, 0.0], [3, 3])[1])
