@@ -130,7 +130,7 @@ def greedy(rule: str) -> Callable[[int, int, torch.dtype, str], Case]:
             f"{tuple(x.shape)}, {k} picks",
             min(pairs, looks),
             2 * n * n * d if pairs < looks else 2 * n * k * d,
-            literal=lambda x, importance: picks(unit(x), importance, k, all_pairs),
+            literal=lambda x, importance: picks(unit(x), importance, k, AllPairs),
             about="the matrix of all pairs, then pick by pick",
             exact="picks",
             growth=2,
@@ -149,12 +149,16 @@ def one_by_one(x: Tensor) -> Row:
     return lambda i: x @ x[i]
 
 
-def all_pairs(x: Tensor) -> Row:
+class AllPairs:
     """Rows of the matrix of all pairs; checks its size."""
-    if (size := 2 * x.itemsize * len(x) ** 2) > 8 * LARGEST:
-        raise TooLarge(f"all pairs of {len(x)} tokens, and as much again to work on: {size / 2**30:.0f} GiB")
-    similarity = x @ x.T
-    return lambda i: similarity[i]
+
+    def __init__(self, x: Tensor):
+        if (size := 2 * x.itemsize * len(x) ** 2) > 8 * LARGEST:
+            raise TooLarge(f"all pairs of {len(x)} tokens, and as much again to work on: {size / 2**30:.0f} GiB")
+        self.matrix = x @ x.T
+
+    def __call__(self, i: Tensor) -> Tensor:
+        return self.matrix[i]
 
 
 def mmr_picks(x: Tensor, importance: Tensor, k: int, rows: Callable[[Tensor], Row], trade_off: float = 0.5) -> Tensor:
@@ -177,7 +181,9 @@ def maxmin_picks(x: Tensor, importance: Tensor, k: int, rows: Callable[[Tensor],
     nearest = torch.empty(len(x), dtype=x.dtype, device=x.device)
     for start in range(0, len(x), 1024):
         block = torch.arange(start, min(len(x), start + 1024), device=x.device)
-        others = (x[block] @ x.T).scatter_(1, block[:, None], -torch.inf)
+        # whoever has the matrix of all pairs does not make it again
+        products = row.matrix[block] if isinstance(row, AllPairs) else x[block] @ x.T
+        others = products.scatter(1, block[:, None], -torch.inf)
         nearest[block] = others.amax(1)
     taken = torch.zeros_like(nearest)
     for t in range(k):
@@ -204,7 +210,7 @@ def dpp_picks(x: Tensor, importance: Tensor, k: int, rows: Callable[[Tensor], Ro
 
 def coverage_picks(x: Tensor, importance: Tensor, k: int, rows: Callable[[Tensor], Row]) -> Tensor:
     """The token that adds most to what is covered, all gains anew for every pick; it takes all pairs in any case."""
-    row, order = all_pairs(x), torch.zeros(k, dtype=torch.int64, device=x.device)
+    row, order = AllPairs(x), torch.zeros(k, dtype=torch.int64, device=x.device)
     similarity = row(slice(None))
     cover = torch.zeros(len(x), dtype=x.dtype, device=x.device)
     taken = torch.zeros_like(cover)

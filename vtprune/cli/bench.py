@@ -44,6 +44,7 @@ def _bench(arguments: argparse.Namespace) -> None:
     from vtprune.bench.store import Store
     from vtprune.bench.versions import commit, versions
     from vtprune.cli.console import note
+    from vtprune.model_folder import EMBEDDED_MODELS
 
     options = check(arguments)
     frames = read_frames_option(arguments.frames)
@@ -56,11 +57,13 @@ def _bench(arguments: argparse.Namespace) -> None:
     places = {"dtype": arguments.dtype, "device": arguments.device, "attention": arguments.attn}
     model = describe_model(arguments.model, **places)
     about, asked = read_tasks(tasks, arguments.limit, arguments.seed)
+    # workers may be started elsewhere
+    folders = {name: str(Path(folder).absolute()) for name, folder in folders.items()}
     plan = Plan(
-        arguments.model,
+        arguments.model if arguments.model in EMBEDDED_MODELS else str(Path(arguments.model).absolute()),
         tuple(tasks),
         tuple(conditions),
-        data=arguments.data,
+        data=str(data.absolute()) if data else None,
         folders=folders,
         scorer=arguments.scorer,
         frames=frames,
