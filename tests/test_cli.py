@@ -687,7 +687,7 @@ def test_trials_are_timed_in_turn(monkeypatch):
 def test_what_is_timed(monkeypatch):
     """Oracle: a clock that shows 0, 100, 130, 160 and 190 ms: the first token took 100, each later one 30."""
     clock = iter([0, 0.1, 0.13, 0.16, 0.19])
-    monkeypatch.setattr("vtprune.cli.measure.now", lambda device: next(clock))
+    monkeypatch.setattr("vtprune.clock.now", lambda device: next(clock))
 
     class Model:
         device = torch.device("cpu")

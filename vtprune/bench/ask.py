@@ -12,13 +12,13 @@ import torch
 from torch import Tensor
 
 from vtprune.api import pruned
-from vtprune.bench.clock import now
 from vtprune.bench.condition import Condition
 from vtprune.bench.encoded import Encoded
 from vtprune.bench.views import Shown
 from vtprune.chat import encode, floats_as
 from vtprune.cli.options import make_policy
 from vtprune.cli.prompt import prompt_text
+from vtprune.clock import now
 from vtprune.models import Loaded
 from vtprune.report import Report
 from vtprune.seconds import frame_times

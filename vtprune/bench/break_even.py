@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from vtprune.bench.condition import Condition
-from vtprune.bench.efficiency import Timed, in_turns
+from vtprune.bench.efficiency import Timed, measured
 from vtprune.bench.question import Question
-from vtprune.bench.work import FAILURES, Worker
-from vtprune.cli.error import one_line
+from vtprune.bench.work import Worker
 
 COPIES = (1, 2, 4, 8)
 """How often the visuals of a question are shown."""
@@ -28,19 +28,17 @@ def break_even_rows(
     What does not fit into the model is a row with ``error``.
     """
     for n in copies:
-        runs, rows = {}, {}
-        for condition in conditions:
-            row = {"task": spec, "condition": condition.name, "row": condition.row, "batch": 1, "copies": n}
-            try:
-                runs[condition.name] = Timed(worker, spec, [question], condition, copies=n)
-                runs[condition.name].once()
-                rows[condition.name] = row
-            except FAILURES as error:
-                runs.pop(condition.name, None)
-                yield {**row, "error": one_line(error)}
-        in_turns(runs, rounds)
-        for name, run in runs.items():
-            yield rows[name] | run.values()
+        yield from measured(
+            [
+                (
+                    {"task": spec, "condition": condition.name, "row": condition.row, "batch": 1, "copies": n},
+                    functools.partial(Timed, worker, spec, [question], condition, copies=n),
+                )
+                for condition in conditions
+            ],
+            rounds,
+            warm=1,
+        )
 
 
 def break_even(rows: Sequence[Mapping[str, Any]], name: str, whole: str = "full") -> float | None:

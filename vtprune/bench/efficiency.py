@@ -6,17 +6,16 @@ time in which it happens.
 
 from __future__ import annotations
 
+import functools
 import statistics
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from typing import Any
 
 import torch
-from transformers import StoppingCriteria
 
 from vtprune.api import pruned
 from vtprune.bench.ask import Asked, policy_of, read_prompts, write_prompt
-from vtprune.bench.clock import now
 from vtprune.bench.condition import Condition
 from vtprune.bench.frame_scores import scored, wants_scores
 from vtprune.bench.memory import peak_bytes
@@ -24,6 +23,7 @@ from vtprune.bench.question import Question
 from vtprune.bench.views import View, load, view_of
 from vtprune.bench.work import FAILURES, Worker
 from vtprune.cli.error import one_line
+from vtprune.clock import Ticks, now
 from vtprune.report import Report
 from vtprune.seconds import frame_times
 
@@ -33,17 +33,6 @@ WARM, ROUNDS, TOKENS = 3, 20, 8
 BATCHES = (1, 4, 16)
 
 Times = dict[str, list[float]]
-
-
-class _Ticks(StoppingCriteria):
-    """Stops nothing: notes when each token was there."""
-
-    def __init__(self, device: torch.device):
-        self.device, self.seconds = device, [now(device)]
-
-    def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor, **more) -> torch.Tensor:
-        self.seconds.append(now(self.device))
-        return torch.zeros(len(input_ids), dtype=torch.bool, device=input_ids.device)
 
 
 def time_rows(
@@ -64,21 +53,36 @@ def time_rows(
     """
     for batch in batches:
         asked = [questions[i % len(questions)] for i in range(batch)]
-        rows, runs = {}, {}
-        for condition in conditions:
-            row = {"task": spec, "condition": condition.name, "row": condition.row, "batch": batch}
-            try:
-                runs[condition.name] = Timed(worker, spec, asked, condition)
-                # once at least: what a condition refuses, it refuses here
-                for _ in range(max(1, warm)):
-                    runs[condition.name].once()
-                rows[condition.name] = row
-            except FAILURES as error:
-                runs.pop(condition.name, None)
-                yield {**row, "error": one_line(error)}
-        in_turns(runs, rounds)
-        for name, run in runs.items():
-            yield rows[name] | run.values()
+        yield from measured(
+            [
+                (
+                    {"task": spec, "condition": condition.name, "row": condition.row, "batch": batch},
+                    functools.partial(Timed, worker, spec, asked, condition),
+                )
+                for condition in conditions
+            ],
+            rounds,
+            warm,
+        )
+
+
+def measured(made: Sequence[tuple[dict, Callable[[], Timed]]], rounds: int, warm: int) -> Iterator[dict[str, Any]]:
+    """Rows with the numbers of what is made, run in turns; one that cannot be run is a row with ``error``."""
+    rows, runs = {}, {}
+    for row, make in made:
+        name = row["condition"]
+        try:
+            runs[name] = make()
+            # once at least: what a condition refuses, it refuses here
+            for _ in range(max(1, warm)):
+                runs[name].once()
+            rows[name] = row
+        except FAILURES as error:
+            runs.pop(name, None)
+            yield {**row, "error": one_line(error)}
+    in_turns(runs, rounds)
+    for name, run in runs.items():
+        yield rows[name] | run.values()
 
 
 def in_turns(runs: Mapping[str, Timed], rounds: int) -> None:
@@ -130,7 +134,7 @@ class Timed:
         policy = self._policy()
         rated = 1000 * (now(model.device) - start)
         with pruned(model, policy, positions=self.condition.positions) as report, times:
-            ticks = _Ticks(model.device)
+            ticks = Ticks(model.device)
             self._generate(TOKENS, min_new_tokens=TOKENS, stopping_criteria=[ticks])
         start, first, *later = ticks.seconds
         whole = 1000 * (first - start)

@@ -8,8 +8,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from vtprune.bench.clock import now
 from vtprune.cli.console import console, printable
+from vtprune.clock import now
 
 SECONDS = 10.0
 """Between two lines where there is no terminal."""

@@ -10,11 +10,11 @@ from dataclasses import dataclass
 from importlib import import_module
 from typing import Any
 
-from vtprune.bench.clock import now
 from vtprune.bench.plan import Plan
 from vtprune.bench.progress import Count, Progress, in_words
 from vtprune.bench.store import Store
 from vtprune.bench.units import Entry, build_units, keys
+from vtprune.clock import now
 
 ENGINES = {"local": "vtprune.bench.engine_local", "ray": "vtprune.bench.engine_ray"}
 """Modules with ``results(plan, units, **options)``, which yields the rows of one unit after the other."""

@@ -11,13 +11,13 @@ import statistics
 from collections.abc import Mapping, Sequence
 
 from vtprune.bench.ask import Asked, Prompt, ask, read_prompts, write_prompt
-from vtprune.bench.clock import now
 from vtprune.bench.condition import Condition
 from vtprune.bench.encoded import Encoded
 from vtprune.bench.frame_scores import wants_scores
 from vtprune.bench.question import Question
 from vtprune.bench.views import View, fewer, load
 from vtprune.bench.work import Worker
+from vtprune.clock import now
 from vtprune.video.frames import Frames
 
 ROUNDS, QUESTIONS = 5, 3

@@ -12,7 +12,6 @@ from typing import Any
 import torch
 
 from vtprune.bench.ask import Asked, Prompt, Said, ask, policy_of, read_prompts, write_prompt
-from vtprune.bench.clock import now
 from vtprune.bench.condition import Condition
 from vtprune.bench.frame_scores import FrameScores, scored, wants_scores
 from vtprune.bench.make_task import make_task
@@ -24,6 +23,7 @@ from vtprune.bench.versions import commit, versions
 from vtprune.bench.views import View, load, other_question, view_of
 from vtprune.cli.error import one_line
 from vtprune.cli.quiet import quiet_transformers
+from vtprune.clock import now
 from vtprune.models import Loaded
 from vtprune.models import load as load_model
 

@@ -8,10 +8,9 @@ from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 
-import torch
 from torch import Tensor
-from transformers import StoppingCriteria
 
+from vtprune.clock import Ticks
 from vtprune.models import Loaded
 from vtprune.report import Report, measured_bytes
 
@@ -42,26 +41,6 @@ class Times:
     prefill: list[float] = field(default_factory=list)
     token: list[float] = field(default_factory=list)
     selector: list[float] = field(default_factory=list)
-
-
-class _Clock(StoppingCriteria):
-    """Stops nothing: notes when each token was there."""
-
-    def __init__(self, device: torch.device):
-        self.device, self.seconds = device, [now(device)]
-
-    def __call__(self, input_ids: Tensor, scores: Tensor, **more) -> Tensor:
-        self.seconds.append(now(self.device))
-        return torch.zeros(len(input_ids), dtype=torch.bool, device=input_ids.device)
-
-
-def now(device: torch.device) -> float:
-    """Seconds, after what the device was given to do is done."""
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-    elif device.type == "mps":
-        torch.mps.synchronize()
-    return time.perf_counter()
 
 
 def look(loaded: Loaded, inputs: Mapping, max_new_tokens: int) -> Look:
@@ -124,7 +103,7 @@ def time_trials(
 
 
 def _time_once(loaded: Loaded, inputs: Mapping, tokens: int, times: Times) -> None:
-    clock = _Clock(loaded.model.device)
+    clock = Ticks(loaded.model.device)
     _generate(loaded, inputs, tokens, min_new_tokens=tokens, stopping_criteria=[clock])
     start, first, *later = clock.seconds
     times.prefill.append(1000 * (first - start))

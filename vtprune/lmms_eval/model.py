@@ -14,7 +14,7 @@ from loguru import logger
 
 from vtprune.api import pruned
 from vtprune.bench.ask import Prompt
-from vtprune.bench.clock import now
+from vtprune.clock import now
 from vtprune.lmms_eval.answer import Answer, Manner, answer, read_manner
 from vtprune.lmms_eval.chat import Reading, Turn, read_messages, write_chat
 from vtprune.lmms_eval.settings import NO_POLICY, read_settings
