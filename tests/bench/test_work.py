@@ -10,9 +10,12 @@ from PIL import Image
 import vtprune
 from tests.bench.conftest import FULL
 from tests.bench.scenes_task import some_questions
+from vtprune import compat
 from vtprune.bench.condition import Condition
+from vtprune.bench.plan import Plan, Unit
 from vtprune.bench.question import Visual
-from vtprune.bench.work import change
+from vtprune.bench.work import Worker
+from vtprune.cli.measure import total_variation as change
 from vtprune.embedded.asking import replies
 
 FASTV = Condition("policy", "fastv", (), 0.25)
@@ -128,6 +131,13 @@ def test_blind_and_another_picture(bench):
     assert [row["raw"] for row in rows[4:]] == by_hand(bench, list(zip(others, texts, strict=True)))
     assert {row["before"] for row in rows[:4]} == {0} and {row["before"] for row in rows[4:]} == {144}
     assert len({row["prompt"] for row in rows}) == 8, "prompts with and without a picture are not the same prompt"
+    assert {tuple(row["visuals"]) for row in rows[:4]} == {()}
+    assert [row["visuals"] for row in rows[4:]] == [[questions[(i + 1) % 4].visuals[0].name] for i in range(4)]
+    smaller = Condition("downsampled", keep_ratio=0.25)
+    shown = bench.rows(questions, [FULL, FASTV, Condition("other"), smaller])
+    prompts = {name: [row["prompt"] for row in shown if row["row"] == name] for name in {row["row"] for row in shown}}
+    assert prompts["full"] == prompts[FASTV.row], "a policy changes nothing of what is asked"
+    assert not {*prompts["full"]} & {*prompts["other visual"]} and not {*prompts["full"]} & {*prompts[smaller.row]}
 
 
 def test_a_smaller_picture(bench):
@@ -197,6 +207,19 @@ def test_what_is_shown_again_is_not_encoded_again(bench, policy, monkeypatch):
     ]
     assert untimed[0] == untimed[1]
     assert all(row["seconds"]["vision"] > 0 for row in rows)
+
+
+def test_clips_are_not_encoded_again_either(monkeypatch):
+    """The embedded video model, whose tower also gives features to layers. Oracle: a worker whose tower runs anew."""
+    conditions = (FULL, Condition("policy", "framefusion", (), 0.25), Condition("uniform", "uniform", (), 0.25))
+    worker = Worker(Plan("embedded-video", ("embedded-video:n=1",), conditions, frames=None))
+    ids = tuple(question.id for question in worker.open("embedded-video:n=1").questions[:3])
+    found = []
+    for takes in (compat.takes_encoded, lambda model: False):
+        monkeypatch.setattr(compat, "takes_encoded", takes)
+        rows = worker.do(Unit("embedded-video:n=1", ids, tuple(condition.name for condition in conditions)))
+        found.append([{k: v for k, v in row.items() if k not in ("seconds", "date")} for row in rows])
+    assert found[0] == found[1] and all(row["error"] is None for row in found[0])
 
 
 def test_a_policy_that_looks_into_the_tower_has_it_run(bench):

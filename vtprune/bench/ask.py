@@ -116,12 +116,11 @@ def ask(loaded: Loaded, asked: Asked, condition: Condition, max_new_tokens: int,
     new = output.sequences[:, length:].cpu()
     texts = loaded.processor.batch_decode(new, skip_special_tokens=True)
     logits = output.logits[0].float().cpu()
-    ends = stop_ids(model)
-    found = []
-    for b, text in enumerate(texts):
-        stops = [i for i, token in enumerate(new[b].tolist()) if token in ends]
-        length = stops[0] + 1 if stops else new.shape[1]
-        found.append(Said(text.strip(), length, logits[b], seconds=seconds, **counted(report, b)))
+    ends, found = stop_ids(model), []
+    for text, tokens, first, counts in zip(texts, new.tolist(), logits, counted(report, asked.size), strict=True):
+        stops = [i for i, token in enumerate(tokens) if token in ends]
+        n = stops[0] + 1 if stops else len(tokens)
+        found.append(Said(text.strip(), n, first, seconds=seconds, **counts))
     return found
 
 
@@ -148,19 +147,19 @@ def stop_ids(model: torch.nn.Module) -> set[int]:
     return set(ends) if isinstance(ends, (list, tuple)) else {ends}
 
 
-def counted(report: Report, b: int) -> dict[str, Any]:
-    """What was kept of sample ``b`` of the last prefill, as fields of ``Said``; nothing of a prompt without visuals."""
-    if report.last is None or not len(report.last.offered[b]):
-        return {"notes": tuple(report.notes)}
-    before, after = report.tokens[b]
-    kept = {site_name(record.site): [record.before[b], record.after[b]] for record in report.sites}
-    return {
-        "before": before,
-        "after": after,
-        "layers": report.layer_mean(b),
-        "kept": kept,
-        "sites": tuple(record.site for record in report.sites),
-        "rows": tuple(record.kept[b] for record in report.sites),
-        "kv": (report.kv_bytes, *report.kv_bytes_padded),
-        "notes": tuple(report.notes),
-    }
+def counted(report: Report, size: int) -> list[dict[str, Any]]:
+    """What was kept of each sample of the last prefill, as fields of ``Said``; nothing of a prompt without visuals."""
+    notes = {"notes": tuple(report.notes)}
+    if report.last is None:
+        return [notes] * size
+    kv, sites = (report.kv_bytes, *report.kv_bytes_padded), tuple(record.site for record in report.sites)
+    found = []
+    for b, (before, after) in enumerate(report.tokens):
+        if not before:
+            found.append(notes)
+            continue
+        kept = {site_name(record.site): [record.before[b], record.after[b]] for record in report.sites}
+        rows = tuple(record.kept[b] for record in report.sites)
+        counts = {"before": before, "after": after, "layers": report.layer_mean(b), "kept": kept}
+        found.append({**notes, **counts, "sites": sites, "rows": rows, "kv": kv})
+    return found

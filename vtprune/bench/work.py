@@ -16,12 +16,13 @@ from vtprune.bench.condition import Condition
 from vtprune.bench.frame_scores import FrameScores, scored, wants_scores
 from vtprune.bench.make_task import make_task
 from vtprune.bench.plan import Plan, Unit
-from vtprune.bench.question import Grade, Question, digest
+from vtprune.bench.question import Grade, Question, Visual, digest
 from vtprune.bench.tasks import Task
 from vtprune.bench.twin import Twin
 from vtprune.bench.versions import commit, versions
 from vtprune.bench.views import View, load, other_question, view_of
 from vtprune.cli.error import one_line
+from vtprune.cli.measure import total_variation
 from vtprune.cli.quiet import quiet_transformers
 from vtprune.clock import now
 from vtprune.models import Loaded
@@ -42,6 +43,11 @@ class Part:
     prompts: tuple[Prompt, ...]
     asked: Asked
     seconds: Mapping[str, float]
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The ids of the questions."""
+        return tuple(question.id for question in self.questions)
 
 
 @dataclass(frozen=True, eq=False)
@@ -113,7 +119,7 @@ class Job:
         self.rated: dict[int, tuple[list[torch.Tensor], float]] = {}
         self.single: dict[int, list[Part]] = {}
         self.whole: dict[tuple[str, ...], list[torch.Tensor]] = {}
-        self.kept: dict[tuple[str, tuple[str, ...]], list[Said]] = {}
+        self.counts: dict[tuple[str, tuple[str, ...]], dict[float, list[int]]] = {}
 
     def pieces(self) -> Iterator[list[Row]]:
         """Rows of all questions under one condition after the other."""
@@ -130,11 +136,14 @@ class Job:
 
     def _in_order(self) -> list[tuple[Condition, View]]:
         """The unit's conditions, those together that are shown the same, so that it is loaded once."""
-        shares = self.worker.plan.shares.get(self.unit.task, {})
-        pairs = [(self.worker.conditions[name], shares.get(name)) for name in self.unit.conditions]
-        pairs = [(condition, view_of(condition, share)) for condition, share in pairs]
+        pairs = [
+            (condition, self._view(condition)) for condition in map(self.worker.conditions.get, self.unit.conditions)
+        ]
         order = list(dict.fromkeys(view for _, view in pairs))
         return sorted(pairs, key=lambda pair: order.index(pair[1]))
+
+    def _view(self, condition: Condition) -> View:
+        return view_of(condition, self.worker.plan.shares.get(self.unit.task, {}).get(condition.name))
 
     def parts_of(self, view: View) -> tuple[list[Part], dict[str, str]]:
         """What a view shows of the unit's questions, and why of some it cannot."""
@@ -152,13 +161,16 @@ class Job:
             self.seen = {view: (self._read(prompts, seconds, failed), failed)}
         return self.seen[view]
 
-    def _prompt(self, question: Question, view: View) -> Prompt:
-        visuals = question.visuals
+    def _visuals(self, question: Question, view: View) -> tuple[Visual, ...]:
+        """What is shown with a question. Raises ValueError where there is nothing else to show."""
         if view.whose == "none":
-            visuals = ()
-        elif view.whose == "other":
-            visuals = other_question(self.opened.questions, self.opened.place[question.id]).visuals
-        shown = [load(visual, view, self.worker.plan.frames) for visual in visuals]
+            return ()
+        if view.whose == "other":
+            return other_question(self.opened.questions, self.opened.place[question.id]).visuals
+        return question.visuals
+
+    def _prompt(self, question: Question, view: View) -> Prompt:
+        shown = [load(visual, view, self.worker.plan.frames) for visual in self._visuals(question, view)]
         return write_prompt(self.loaded, question.text, shown)
 
     def _read(self, prompts: Mapping[str, Prompt], seconds: Mapping[str, float], failed: dict[str, str]) -> list[Part]:
@@ -198,28 +210,23 @@ class Job:
                 return [self.failure(part.questions[0], condition, one_line(error))]
             return [row for one in self.alone(part) for row in self._answers(one, condition)]
         return [
-            self._row(part, i, condition, one, change(one.logits, whole[i]) if condition.prunes else None)
+            self._row(part, i, condition, one, total_variation(one.logits, whole[i]) if condition.prunes else None)
             for i, one in enumerate(said)
         ]
 
     def _ask(self, part: Part, condition: Condition) -> list[Said]:
         if condition.kind == "twin":
             return ask(self.loaded, part.asked, condition, self.limit, self._twin(part, condition))
-        names = tuple(question.id for question in part.questions)
         said = self._policy(part, condition)
-        self.kept[condition.name, names] = said
+        self.counts[condition.name, part.names] = counts_of(said)
         return said
 
     def _twin(self, part: Part, condition: Condition) -> Twin:
         """Random tokens with the counts of the condition beside, which is asked if it was not."""
-        key = (condition.beside, tuple(question.id for question in part.questions))
-        if key not in self.kept:
-            self.kept[key] = self._policy(part, self.worker.conditions[condition.beside])
-        shown = [said for said in self.kept[key] if said.before]
-        sites = shown[0].sites if shown else ()
-        counts = {site: [len(said.rows[i]) for said in shown] for i, site in enumerate(sites)}
-        beside = policy_of(self.worker.conditions[condition.beside])
-        return Twin(counts, condition.seed or 0, getattr(beside, "positions", "original"))
+        beside, key = self.worker.conditions[condition.beside], (condition.beside, part.names)
+        if key not in self.counts:
+            self.counts[key] = counts_of(self._policy(part, beside))
+        return Twin(self.counts[key], condition.seed or 0, getattr(policy_of(beside), "positions", "original"))
 
     def _policy(self, part: Part, condition: Condition) -> list[Said]:
         if not wants_scores(condition):
@@ -252,25 +259,27 @@ class Job:
 
     def _whole(self, part: Part, condition: Condition, said: Sequence[Said]) -> list[torch.Tensor]:
         """The unpruned model's logits for the same batch; they are made for this if they are not there."""
-        names = tuple(question.id for question in part.questions)
         if condition.kind == "full":
-            self.whole[names] = [one.logits for one in said]
-        elif condition.prunes and names not in self.whole:
-            self.whole[names] = [one.logits for one in ask(self.loaded, part.asked, Condition("full"), 1)]
-        return self.whole.get(names, [])
+            self.whole[part.names] = [one.logits for one in said]
+        elif condition.prunes and part.names not in self.whole:
+            self.whole[part.names] = [one.logits for one in ask(self.loaded, part.asked, Condition("full"), 1)]
+        return self.whole.get(part.names, [])
 
     def _row(self, part: Part, i: int, condition: Condition, said: Said, changed: float | None) -> Row:
         question, prompt = part.questions[i], part.prompts[i]
-        grade = self.task.grade(question, said.raw)
+        grade, view = self.task.grade(question, said.raw), self._view(condition)
         frames = [len(one) for one in prompt.shown if hasattr(one, "seconds")]
+        visuals = [visual.name for visual in self._visuals(question, view)]
+        smaller = "" if view.share == 1 else f"\n{view}"
         return {
             **self._about(question, condition),
+            "visuals": visuals,
             "raw": said.raw,
             "parsed": grade.parsed,
             "score": grade.score,
             "correct": grade.score >= 0.5,
             "error": None,
-            "prompt": digest(f"{prompt.text}\n{[visual.name for visual in question.visuals]}"),
+            "prompt": digest(f"{prompt.text}\n{visuals}{smaller}"),
             "frames": sum(frames) if frames else None,
             "before": said.before,
             "after": said.after,
@@ -311,6 +320,7 @@ class Job:
         }
 
 
-def change(one: torch.Tensor, other: torch.Tensor) -> float:
-    """The total variation distance of two next-token distributions, from logits (V,): 0 equal, 1 nothing in common."""
-    return float((one.double().softmax(-1) - other.double().softmax(-1)).abs().sum()) / 2
+def counts_of(said: Sequence[Said]) -> dict[float, list[int]]:
+    """By site, how many visual tokens each prompt of a batch keeps that has any."""
+    shown = [one for one in said if one.before]
+    return {site: [len(one.rows[i]) for one in shown] for i, site in enumerate(shown[0].sites if shown else ())}

@@ -60,9 +60,14 @@ def agreement(one: Tensor, other: Tensor) -> float | None:
 
     None where a logit is not a number.
     """
-    p, q = one.softmax(-1), other.softmax(-1)
-    value = 1 - float((p - q).abs().sum()) / 2
+    value = 1 - total_variation(one, other)
     return value if value == value else None
+
+
+def total_variation(one: Tensor, other: Tensor) -> float:
+    """The distance of two next-token distributions, from logits (V,): 0 if they are equal, 1 with nothing in common."""
+    p, q = one.double().softmax(-1), other.double().softmax(-1)
+    return float((p - q).abs().sum()) / 2
 
 
 def timed_tokens(max_new_tokens: int) -> int:
