@@ -4,16 +4,18 @@ from dataclasses import dataclass
 
 import pytest
 
-from vtprune.bench.choose_conditions import (
-    CONTROLS,
-    choose_conditions,
-    read_controls,
-    read_policy,
-    read_ratios,
-)
+from vtprune.bench import choose_conditions as choosing
+from vtprune.bench.choose_conditions import CONTROLS, read_controls, read_policy, read_ratios
 from vtprune.bench.condition import Condition
 from vtprune.cli.error import UserError
 from vtprune.policies.base import POLICIES
+
+
+def choose_conditions(*arguments, **more) -> list[Condition]:
+    """Without a policy that refuses a ratio."""
+    found, refused = choosing.choose_conditions(*arguments, **more)
+    assert not refused
+    return found
 
 
 def names(*arguments, **more) -> list[str]:
@@ -149,5 +151,10 @@ def test_a_ratio_that_a_policy_refuses_is_told_before_anything_is_loaded(monkeyp
 
     monkeypatch.setitem(POLICIES, "pairs", Pairs)
     assert names(["pairs"], [0.5], ()) == ["full", "pairs@0.5"]
+    found, refused = choosing.choose_conditions(["pairs", "fastv"], [0.5, 0.1], ("same time",))
+    assert refused == ["pairs is not asked at 0.1: it keeps at least half; got keep_ratio=0.1"]
+    own = {condition.name for condition in found if condition.kind == "policy"}
+    assert own == {"pairs@0.5", "fastv@0.5", "fastv@0.1"}
+    assert {condition.beside for condition in found if condition.kind == "same time"} == own
     with pytest.raises(UserError, match="--policy pairs: it keeps at least half; got keep_ratio=0.1"):
-        choose_conditions(["pairs"], [0.5, 0.1])
+        choose_conditions(["pairs"], [0.1, 0.05])

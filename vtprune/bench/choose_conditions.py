@@ -102,16 +102,17 @@ def choose_conditions(
     *,
     clips: bool = True,
     seed: int = 0,
-) -> list[Condition]:
+) -> tuple[list[Condition], list[str]]:
     """The conditions of a run, "full" first; at ratio 1 every policy keeps everything, so "full" stands for it.
 
     policies: texts. clips: whether a task asks about clips, which can have fewer frames. seed: of the first draw of
     random tokens; the next ones have the next seeds.
-    Raises UserError for a policy that is unknown, named twice, or refuses an option or a ratio.
+    Beside them, sentences about the policies that are not asked at some of the ratios because they refuse them.
+    Raises UserError for a policy that is unknown, named twice, or refuses an option or all ratios.
     """
     ratios = [ratio for ratio in keep_ratios if ratio < 1]
     named = [one for one in map(read_policy, policies) if one.name != "none"]
-    _check(policies, ratios or [0.5])
+    refused = _check(policies, ratios or [0.5])
     found = [Condition("full")]
     found += [Condition(kind) for kind in ("blind", "other") if kind in controls]
     # a control that is asked for by name, as a policy, is that control
@@ -123,15 +124,16 @@ def choose_conditions(
                 found += _drawn(Named(kind), kind, ratio, seed)
         smaller = ("downsampled", "fewer frames") if clips else ("downsampled",)
         found += [Condition(kind, keep_ratio=ratio) for kind in smaller if kind in controls]
-        own = [condition for one in judged for condition in _drawn(one, "policy", ratio, seed)]
+        able = [one for one in judged if (one, ratio) not in refused]
+        own = [condition for one in able for condition in _drawn(one, "policy", ratio, seed)]
         found += own
         if "twin" in controls:
-            found += [twin for one in judged for twin in _twins(one, ratio, seed)]
+            found += [twin for one in able for twin in _twins(one, ratio, seed)]
         if "same time" in controls:
             # seeds take the same time
             first = {condition.row: condition for condition in reversed(own)}
             found += [Condition("same time", keep_ratio=ratio, beside=c.name) for c in own if first[c.row] is c]
-    return found
+    return found, [f"{one.name} is not asked at {ratio:g}: {why}" for (one, ratio), why in refused.items()]
 
 
 def _drawn(one: Named, kind: Kind, ratio: float, seed: int) -> Iterator[Condition]:
@@ -153,21 +155,27 @@ def _twins(one: Named, ratio: float, seed: int) -> Iterator[Condition]:
         yield Condition("twin", "random", (), ratio, each, one.positions, beside.name)
 
 
-def _check(policies: Sequence[str], ratios: Sequence[float]) -> None:
-    """Makes every policy at every ratio, before anything is loaded."""
+def _check(policies: Sequence[str], ratios: Sequence[float]) -> dict[tuple[Named, float], str]:
+    """Makes every policy at every ratio, before anything is loaded; why some refuse some of the ratios."""
     made: list[tuple[str, Any]] = []
+    refused: dict[tuple[Named, float], str] = {}
     for text in policies:
         one = read_policy(text)
         if one.name == "none":
             continue
+        policies_made, reasons = [], {}
         for ratio in ratios:
             try:
-                policy = one.make(ratio)
+                policies_made.append(one.make(ratio))
             except (ValueError, TypeError) as error:
-                raise UserError(f"--policy {text}: {error}") from error
-        which = (policy, one.positions or getattr(policy, "positions", POSITIONS[0]))
+                reasons[one, ratio] = str(error)
+        if not policies_made:
+            raise UserError(f"--policy {text}: {next(iter(reasons.values()))}")
+        refused |= reasons
+        which = (policies_made[-1], one.positions or getattr(policies_made[-1], "positions", POSITIONS[0]))
         for other, before in made:
             if before == which:
                 same = "is there twice" if other == text else f"and --policy {other} are the same"
                 raise UserError(f"--policy {text} {same}; give each policy once")
         made.append((text, which))
+    return refused

@@ -53,7 +53,7 @@ def _bench(arguments: argparse.Namespace) -> None:
     clips = any(task.visual != "image" for task in tasks.values())
     policies = arguments.policy or [_usual_policy(arguments.model, clips)]
     ratios, controls = read_ratios(arguments.keep_ratio), read_controls(arguments.controls)
-    conditions = choose_conditions(policies, ratios, controls, clips=clips, seed=arguments.seed)
+    conditions, refused = choose_conditions(policies, ratios, controls, clips=clips, seed=arguments.seed)
     places = {"dtype": arguments.dtype, "device": arguments.device, "attention": arguments.attn}
     model = describe_model(arguments.model, **places)
     about, asked = read_tasks(tasks, arguments.limit, arguments.seed)
@@ -76,7 +76,7 @@ def _bench(arguments: argparse.Namespace) -> None:
     command = shlex.join(["vtprune", *sys.argv[1:]])
     identity = Identity(model, about, conditions, settings, code, versions(), command)
     with Store.open(arguments.out, identity, fresh=arguments.fresh) as store:
-        for text in store.notes:
+        for text in (*refused, *store.notes):
             note(text)
         _answer(arguments, plan, store, asked, options)
 
