@@ -21,7 +21,7 @@ def positions(inputs: tiny.Batch) -> dict[str, Tensor]:
 
     Empty for mRoPE families, whose models look at the mask themselves.
     """
-    if inputs.family in tiny.MROPE_FAMILIES:
+    if tiny.has_mrope(inputs.family):
         return {}
     first = 1 if inputs.family == "paligemma" else 0
     return {"position_ids": (inputs["attention_mask"].cumsum(1) - 1).clamp(min=0) + first}
@@ -191,7 +191,7 @@ def shortened(model: nn.Module, inputs: tiny.Batch, kept: Tensor, n: int = 8, **
     kept: (B, L) bool, text True. Returns generate's output; ``.sequences`` holds the new tokens only. Only before the
     LLM, only where positions are one number per token, and only where ``generate`` takes embeddings.
     """
-    if inputs.family in tiny.MROPE_FAMILIES:
+    if tiny.has_mrope(inputs.family):
         raise ValueError(f"{inputs.family} has three positions per token; they cannot be renumbered")
     if inputs.family in ("gemma3", "paligemma"):
         raise ValueError(f"generate takes no embeddings for {inputs.family}")

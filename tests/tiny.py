@@ -2,46 +2,20 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from tests.tiny_models import (
-    BOS,
-    END,
-    EOS,
-    FAMILIES,
-    IMAGE,
-    MROPE_FAMILIES,
-    PAD,
-    START,
-    VIDEO,
-    build,
-    text_model,
-)
+from tests.newer import NEWER
+from tests.tiny_models import FAMILIES, MROPE_FAMILIES, build, text_model
+from tests.tiny_parts import BOS, END, EOS, IMAGE, PAD, START, VIDEO, Sample, cat_padded, words
 
-__all__ = ["BOS", "END", "EOS", "FAMILIES", "IMAGE", "MROPE_FAMILIES", "PAD", "START", "VIDEO", "build", "text_model"]
+__all__ = ["BOS", "END", "EOS", "FAMILIES", "IMAGE", "MROPE_FAMILIES", "NEWER", "PAD", "START", "VIDEO", "build"]
+__all__ += ["Batch", "Sample", "text_model"]
 
 KINDS = ("one", "padded", "ragged", "ragged_unpadded", "text_row", "two_images")
 VIDEO_FAMILIES = ("llava_next_video", "llava_onevision", *MROPE_FAMILIES, "internvl", "video_llava")
-
-
-@dataclass(frozen=True)
-class Sample:
-    """One conversation: token ids with one placeholder per visual token, and the pixels behind them.
-
-    pixels: tensors that are joined along dim 0 when samples become a batch.
-    """
-
-    ids: tuple[int, ...]
-    pixels: dict[str, Tensor] = field(default_factory=dict)
-
-    def __add__(self, other: Sample) -> Sample:
-        keys = [*self.pixels, *(k for k in other.pixels if k not in self.pixels)]
-        both = {k: [s.pixels[k] for s in (self, other) if k in s.pixels] for k in keys}
-        return Sample(self.ids + other.ids, {k: _cat_padded(v) for k, v in both.items()})
 
 
 class Batch(dict):
@@ -49,22 +23,6 @@ class Batch(dict):
 
     family: str
     samples: tuple[Sample, ...]
-
-
-def _cat_padded(tensors: list[Tensor]) -> Tensor:
-    """Joins along dim 0; smaller trailing dims are zero-padded at the end, as processors pad tiles and pictures."""
-    size = [max(t.shape[d] for t in tensors) for d in range(1, tensors[0].dim())]
-    return torch.cat(
-        [
-            nn.functional.pad(t, [p for d in range(t.dim() - 1, 0, -1) for p in (0, size[d - 1] - t.shape[d])])
-            for t in tensors
-        ]
-    )
-
-
-def _words(n: int, seed: int) -> Sample:
-    generator = torch.Generator().manual_seed(seed)
-    return Sample(tuple(torch.randint(2, 100, (n,), generator=generator).tolist()))
 
 
 def _anyres_count(size: tuple[int, int], side: int) -> tuple[int, int]:
@@ -75,6 +33,8 @@ def _anyres_count(size: tuple[int, int], side: int) -> tuple[int, int]:
 
 def _image(family: str, size: str, seed: int, alone: bool = True) -> Sample:
     """One image: placeholders and pixels. size: "large" or "small" where the family has sizes. alone: no other one."""
+    if family in NEWER:
+        return NEWER[family].image(size, seed)
     generator, large = torch.Generator().manual_seed(seed), size == "large"
 
     def noise(*shape: int) -> Tensor:
@@ -106,6 +66,8 @@ def _image(family: str, size: str, seed: int, alone: bool = True) -> Sample:
 
 def _clip(family: str, frames: int, seed: int) -> Sample:
     """One video of ``frames`` frames as placeholders and pixels."""
+    if family in NEWER:
+        return NEWER[family].clip(frames, seed)
     noise = torch.randn(frames, 3, 28, 28, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
     if family in MROPE_FAMILIES:  # two frames make one temporal patch, (4, 8) patches merge into (2, 4) tokens
         steps = frames // 2
@@ -114,12 +76,12 @@ def _clip(family: str, frames: int, seed: int) -> Sample:
         pixels = {"pixel_values_videos": rows, "video_grid_thw": torch.tensor([[steps, 4, 8]])}
         if family != "qwen3_vl":
             return Sample((START, *[VIDEO] * 8 * steps, END), pixels)
-        runs = [(*_words(2, seed + step).ids, START, *[VIDEO] * 8, END) for step in range(steps)]  # words: a time stamp
+        runs = [(*words(2, seed + step).ids, START, *[VIDEO] * 8, END) for step in range(steps)]  # words: a time stamp
         return Sample(tuple(token for run in runs for token in run), pixels)
     if family == "internvl":  # the frames of a video are images, each after a few words
         out = Sample(())
         for frame in range(frames):
-            out = out + _words(2, seed + frame) + _image(family, "large", seed + frame)
+            out = out + words(2, seed + frame) + _image(family, "large", seed + frame)
         return out
     n = {"llava_next_video": 4 * frames, "llava_onevision": 4 * frames + 1, "video_llava": 17 * frames}[family]
     return Sample((START, *[VIDEO] * n, END), {"pixel_values_videos": noise[None]})
@@ -127,13 +89,13 @@ def _clip(family: str, frames: int, seed: int) -> Sample:
 
 def _sample(family: str, sizes: tuple[str, ...], text: int, seed: int) -> Sample:
     """BOS, three words, each image of ``sizes`` with a word after it, ``text`` more words."""
-    out = Sample((BOS,)) + _words(3, seed)
+    out = Sample((BOS,)) + words(3, seed)
     for i, size in enumerate(sizes):
-        out = out + _image(family, size, 100 * seed + i, alone=len(sizes) == 1) + _words(1, 50 + seed + i)
+        out = out + _image(family, size, 100 * seed + i, alone=len(sizes) == 1) + words(1, 50 + seed + i)
     if family in ("idefics3", "smolvlm"):  # images lie on dim 1 of a row of their own
         pixels = out.pixels.get("pixel_values", torch.zeros(0, 1, 3, 56, 56, dtype=torch.float64))
         out = Sample(out.ids, {"pixel_values": pixels.transpose(0, 1)})
-    return out + _words(text, 90 + seed)
+    return out + words(text, 90 + seed)
 
 
 def samples(family: str, kind: str = "ragged") -> list[Sample]:
@@ -152,7 +114,7 @@ def samples(family: str, kind: str = "ragged") -> list[Sample]:
         return [one, two]
     if kind == "ragged_unpadded":
         short, long = sorted((one, two), key=lambda s: len(s.ids))
-        return [short + _words(len(long.ids) - len(short.ids), 7), long]
+        return [short + words(len(long.ids) - len(short.ids), 7), long]
     if kind == "text_row":
         return [one, _sample(family, (), 9, 4)]
     if kind == "two_images":
@@ -166,12 +128,13 @@ def video_samples(family: str, kind: str = "ragged") -> list[Sample]:
     one: a single sample. padded: equal visual counts. ragged: unequal numbers of frames where a batch may have them.
     with_image: a video before an image, then an image before a video.
     """
-    if family not in VIDEO_FAMILIES:
+    newer = family in NEWER and NEWER[family].clip is not None
+    if not newer and family not in VIDEO_FAMILIES:
         raise ValueError(f"{family!r} has no video here; the families with video: {', '.join(VIDEO_FAMILIES)}")
-    free = family in (*MROPE_FAMILIES, "internvl")  # the others stack the frames of a batch in one tensor
+    free = newer or family in (*MROPE_FAMILIES, "internvl")  # the others stack the frames of a batch in one tensor
 
     def make(frames: int, text: int, seed: int) -> Sample:
-        return Sample((BOS,)) + _words(3, seed) + _clip(family, frames, 10 * seed) + _words(text, 90 + seed)
+        return Sample((BOS,)) + words(3, seed) + _clip(family, frames, 10 * seed) + words(text, 90 + seed)
 
     one = make(4, 6, 1)
     if kind == "one":
@@ -181,9 +144,9 @@ def video_samples(family: str, kind: str = "ragged") -> list[Sample]:
     if kind == "ragged":
         return [one, make(2, 9, 2)]
     if kind == "with_image":
-        image, start = (_image(family, "large", 40 + i) + _words(2, i) for i in range(2)), Sample((BOS,)) + _words(3, 5)
-        clips = [_clip(family, 4, 60 + i) + _words(4, 70 + i) for i in range(2)]
-        return [start + clips[0] + next(image), start + next(image) + clips[1] + _words(3, 9)]
+        image, start = (_image(family, "large", 40 + i) + words(2, i) for i in range(2)), Sample((BOS,)) + words(3, 5)
+        clips = [_clip(family, 4, 60 + i) + words(4, 70 + i) for i in range(2)]
+        return [start + clips[0] + next(image), start + next(image) + clips[1] + words(3, 9)]
     raise ValueError(f"unknown kind {kind!r} for video; known: one, padded, ragged, with_image")
 
 
@@ -194,15 +157,15 @@ def mixed_samples(family: str, orders: tuple[str, ...] = ORDERS) -> list[Sample]
     """A sample for each order of images (i), videos of 4 frames (v) and, where lengths are free, of 2 frames (w)."""
     out = []
     for seed, order in enumerate(orders):
-        sample = Sample((BOS,)) + _words(3, 400 + seed)
+        sample = Sample((BOS,)) + words(3, 400 + seed)
         for place, kind in enumerate(order):
             number = 10 * (10 * seed + place) + 5000
             if kind == "i":
                 sample = sample + _image(family, "large", number, alone=order.count("i") == 1)
             else:
                 sample = sample + _clip(family, {"v": 4, "w": 2}[kind], number)
-            sample = sample + _words(1 + place, number)
-        out.append(sample + _words(4 + seed, 450 + seed))
+            sample = sample + words(1 + place, number)
+        out.append(sample + words(4 + seed, 450 + seed))
     return out
 
 
@@ -216,7 +179,7 @@ def collate(family: str, parts: list[Sample] | tuple[Sample, ...], dtype: torch.
     )
     out.update(_token_types(family, out["input_ids"]))
     for key in dict.fromkeys(k for s in parts for k in s.pixels):
-        tensor = _cat_padded([s.pixels[key] for s in parts if key in s.pixels])
+        tensor = cat_padded([s.pixels[key] for s in parts if key in s.pixels])
         if tensor.numel():
             out[key] = tensor.to(dtype) if tensor.is_floating_point() else tensor
     if family == "llava_onevision" and "image_sizes" in out:
@@ -227,6 +190,8 @@ def collate(family: str, parts: list[Sample] | tuple[Sample, ...], dtype: torch.
 
 
 def _token_types(family: str, ids: Tensor) -> dict[str, Tensor]:
+    if family in NEWER:
+        return NEWER[family].types(ids)
     if family in MROPE_FAMILIES:
         return {"mm_token_type_ids": ((ids == IMAGE) + 2 * (ids == VIDEO)).int()}
     if family == "gemma3":
@@ -284,16 +249,19 @@ def new_turn(family: str, model: nn.Module, inputs: Batch, sequences: Tensor, im
     for i in range(len(sequences)):
         fresh = _image(family, "small", 7000 + i) if image else Sample(())
         fresh = fresh + _clip(family, 4, 7100 + i) if clip else fresh
-        tails.append(fresh + _words(5, 300 + i))
+        tails.append(fresh + words(5, 300 + i))
     told = [s + Sample(tuple(new.tolist())) for s, new in zip(inputs.samples, sequences[:, start:])]
     dtype = next((v.dtype for v in inputs.values() if v.is_floating_point()), torch.float64)
     out = collate(family, [old + tail for old, tail in zip(told, tails)], dtype)
     old_mask = inputs["attention_mask"]
     out["attention_mask"] = nn.functional.pad(old_mask, (0, out["input_ids"].shape[1] - start), value=1)
-    new, words = collate(family, tails, dtype), {"input_ids", "attention_mask", "mm_token_type_ids", "token_type_ids"}
-    for key in out.keys() - words:
+    new, told_again = (
+        collate(family, tails, dtype),
+        {"input_ids", "attention_mask", "mm_token_type_ids", "token_type_ids"},
+    )
+    for key in out.keys() - told_again:
         del out[key]
-    out.update({key: value for key, value in new.items() if key not in words})
+    out.update({key: value for key, value in new.items() if key not in told_again})
     if family in MROPE_FAMILIES and (image or clip):  # positions need the grids of ALL, the encoder only the new ones
         out["mm_encoder_outputs"] = {}
         for kind, pixels in (("image", "pixel_values"), ("video", "pixel_values_videos")):
@@ -305,3 +273,8 @@ def new_turn(family: str, model: nn.Module, inputs: Batch, sequences: Tensor, im
             if grids:
                 out[grid] = torch.cat(grids)
     return out
+
+
+def has_mrope(family: str) -> bool:
+    """Whether positions have time, height and width."""
+    return family in MROPE_FAMILIES or (family in NEWER and NEWER[family].mrope)

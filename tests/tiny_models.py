@@ -3,78 +3,64 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
 
 import torch
 import transformers as hf
 from torch import nn
 
-PAD, BOS, EOS = 0, 1, 127
-IMAGE, VIDEO, START, END = 100, 101, 102, 103
+from tests.newer import NEWER
+from tests.tiny_parts import (
+    BOS,
+    END,
+    EOS,
+    IMAGE,
+    LLAVA_IDS,
+    PAD,
+    PINPOINTS,
+    QWEN_IDS,
+    START,
+    VIDEO,
+    VIDEO_IDS,
+    mrope,
+    text_sizes,
+    vision_sizes,
+)
+
 MROPE_FAMILIES = ("qwen2_vl", "qwen2_5_vl", "qwen3_vl")
-_PINPOINTS = [[28, 28], [28, 56], [56, 28], [56, 56]]
-
-
-def _text(layers: int, **more: Any) -> dict:
-    """The text side that every family shares: 4 query heads on 2 key heads, width 64."""
-    sizes = {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": layers, "vocab_size": 128}
-    heads = {"num_attention_heads": 4, "num_key_value_heads": 2, "max_position_embeddings": 1024}
-    tokens = {"pad_token_id": PAD, "bos_token_id": BOS, "eos_token_id": EOS, "tie_word_embeddings": False}
-    return {**sizes, **heads, **tokens, **more}
-
-
-def _vision(side: int = 28, patch: int = 7, **more: Any) -> dict:
-    sizes = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 3, "num_attention_heads": 2}
-    return {**sizes, "image_size": side, "patch_size": patch, **more}
-
-
-def _mrope(**more: Any) -> dict:
-    return {"rope_type": "default", "mrope_section": [2, 3, 3], "rope_theta": 10000.0, **more}
-
-
-_LLAVA_IDS = {"image_token_index": IMAGE, "tie_word_embeddings": False}
-_VIDEO_IDS = {**_LLAVA_IDS, "video_token_index": VIDEO}
-_QWEN_IDS = {
-    "image_token_id": IMAGE,
-    "video_token_id": VIDEO,
-    "vision_start_token_id": START,
-    "vision_end_token_id": END,
-    "tie_word_embeddings": False,
-}
 
 
 def _llava(layers: int) -> nn.Module:
-    vision, text = hf.CLIPVisionConfig(**_vision()), hf.LlamaConfig(**_text(layers))
+    vision, text = hf.CLIPVisionConfig(**vision_sizes()), hf.LlamaConfig(**text_sizes(layers))
     config = hf.LlavaConfig(
-        vision_config=vision, text_config=text, image_seq_length=16, vision_feature_layer=-2, **_LLAVA_IDS
+        vision_config=vision, text_config=text, image_seq_length=16, vision_feature_layer=-2, **LLAVA_IDS
     )
     return hf.LlavaForConditionalGeneration(config)
 
 
 def _llava_next(layers: int) -> nn.Module:
-    vision, text = hf.CLIPVisionConfig(**_vision(patch=14)), hf.LlamaConfig(**_text(layers))
-    ids = {**_LLAVA_IDS, "image_grid_pinpoints": _PINPOINTS}
+    vision, text = hf.CLIPVisionConfig(**vision_sizes(patch=14)), hf.LlamaConfig(**text_sizes(layers))
+    ids = {**LLAVA_IDS, "image_grid_pinpoints": PINPOINTS}
     config = hf.LlavaNextConfig(vision_config=vision, text_config=text, vision_feature_layer=-2, **ids)
     return hf.LlavaNextForConditionalGeneration(config)
 
 
 def _llava_next_video(layers: int) -> nn.Module:
-    vision, text = hf.CLIPVisionConfig(**_vision()), hf.LlamaConfig(**_text(layers))
-    ids = {**_VIDEO_IDS, "image_grid_pinpoints": _PINPOINTS}
+    vision, text = hf.CLIPVisionConfig(**vision_sizes()), hf.LlamaConfig(**text_sizes(layers))
+    ids = {**VIDEO_IDS, "image_grid_pinpoints": PINPOINTS}
     config = hf.LlavaNextVideoConfig(vision_config=vision, text_config=text, vision_feature_layer=-2, **ids)
     return hf.LlavaNextVideoForConditionalGeneration(config)
 
 
 def _llava_onevision(layers: int) -> nn.Module:
-    vision, text = hf.SiglipVisionConfig(**_vision()), hf.Qwen2Config(**_text(layers))
-    ids = {**_VIDEO_IDS, "image_grid_pinpoints": _PINPOINTS}
+    vision, text = hf.SiglipVisionConfig(**vision_sizes()), hf.Qwen2Config(**text_sizes(layers))
+    ids = {**VIDEO_IDS, "image_grid_pinpoints": PINPOINTS}
     config = hf.LlavaOnevisionConfig(vision_config=vision, text_config=text, vision_feature_layer=-1, **ids)
     return hf.LlavaOnevisionForConditionalGeneration(config)
 
 
 def _qwen2_vl(layers: int) -> nn.Module:
     vision = {"depth": 2, "embed_dim": 32, "hidden_size": 64, "num_heads": 2, "mlp_ratio": 2, "patch_size": 14}
-    config = hf.Qwen2VLConfig(text_config=_text(layers, rope_parameters=_mrope()), vision_config=vision, **_QWEN_IDS)
+    config = hf.Qwen2VLConfig(text_config=text_sizes(layers, rope_parameters=mrope()), vision_config=vision, **QWEN_IDS)
     return hf.Qwen2VLForConditionalGeneration(config)
 
 
@@ -82,56 +68,58 @@ def _qwen2_5_vl(layers: int) -> nn.Module:
     vision = {"depth": 4, "hidden_size": 32, "intermediate_size": 64, "num_heads": 2, "patch_size": 14}
     vision |= {"window_size": 56, "fullatt_block_indexes": [1, 3], "out_hidden_size": 64}
     vision |= {"spatial_merge_size": 2, "temporal_patch_size": 2}
-    config = hf.Qwen2_5_VLConfig(text_config=_text(layers, rope_parameters=_mrope()), vision_config=vision, **_QWEN_IDS)
+    config = hf.Qwen2_5_VLConfig(
+        text_config=text_sizes(layers, rope_parameters=mrope()), vision_config=vision, **QWEN_IDS
+    )
     return hf.Qwen2_5_VLForConditionalGeneration(config)
 
 
 def _qwen3_vl(layers: int) -> nn.Module:
     vision = {"depth": 4, "hidden_size": 32, "intermediate_size": 64, "num_heads": 2, "patch_size": 14}
     vision |= {"out_hidden_size": 64, "num_position_embeddings": 64, "deepstack_visual_indexes": [0, 1, 2]}
-    text = _text(layers, head_dim=16, rope_parameters=_mrope(mrope_interleaved=True))
-    return hf.Qwen3VLForConditionalGeneration(hf.Qwen3VLConfig(text_config=text, vision_config=vision, **_QWEN_IDS))
+    text = text_sizes(layers, head_dim=16, rope_parameters=mrope(mrope_interleaved=True))
+    return hf.Qwen3VLForConditionalGeneration(hf.Qwen3VLConfig(text_config=text, vision_config=vision, **QWEN_IDS))
 
 
 def _internvl(layers: int) -> nn.Module:
-    vision = {**_vision(), "image_size": [56, 56], "patch_size": [7, 7]}
+    vision = {**vision_sizes(), "image_size": [56, 56], "patch_size": [7, 7]}
     more = {"image_token_id": IMAGE, "image_seq_length": 16, "downsample_ratio": 0.5, "tie_word_embeddings": False}
-    config = hf.InternVLConfig(vision_config=vision, text_config=hf.Qwen2Config(**_text(layers)), **more)
+    config = hf.InternVLConfig(vision_config=vision, text_config=hf.Qwen2Config(**text_sizes(layers)), **more)
     return hf.InternVLForConditionalGeneration(config)
 
 
 def _idefics3(layers: int, smol: bool = False) -> nn.Module:
     more = {"image_token_id": IMAGE, "scale_factor": 2, "pad_token_id": PAD, "tie_word_embeddings": False}
     make = hf.SmolVLMConfig if smol else hf.Idefics3Config
-    config = make(vision_config=_vision(56), text_config=hf.LlamaConfig(**_text(layers)), **more)
+    config = make(vision_config=vision_sizes(56), text_config=hf.LlamaConfig(**text_sizes(layers)), **more)
     return hf.SmolVLMForConditionalGeneration(config) if smol else hf.Idefics3ForConditionalGeneration(config)
 
 
 def _gemma3(layers: int) -> nn.Module:
     kinds = ["full_attention" if i % 2 else "sliding_attention" for i in range(layers)]
-    text = _text(layers, head_dim=16, sliding_window=16, layer_types=kinds, query_pre_attn_scalar=16)
+    text = text_sizes(layers, head_dim=16, sliding_window=16, layer_types=kinds, query_pre_attn_scalar=16)
     more = {"image_token_id": IMAGE, "boi_token_id": START, "eoi_token_id": END, "mm_tokens_per_image": 16}
     more["tie_word_embeddings"] = False
-    config = hf.Gemma3Config(text_config=hf.Gemma3TextConfig(**text), vision_config=_vision(56), **more)
+    config = hf.Gemma3Config(text_config=hf.Gemma3TextConfig(**text), vision_config=vision_sizes(56), **more)
     return hf.Gemma3ForConditionalGeneration(config)
 
 
 def _paligemma(layers: int) -> nn.Module:
-    vision = hf.SiglipVisionConfig(**_vision(projection_dim=64))
-    text = hf.GemmaConfig(**_text(layers, head_dim=16))
-    config = hf.PaliGemmaConfig(vision_config=vision, text_config=text, projection_dim=64, **_LLAVA_IDS)
+    vision = hf.SiglipVisionConfig(**vision_sizes(projection_dim=64))
+    text = hf.GemmaConfig(**text_sizes(layers, head_dim=16))
+    config = hf.PaliGemmaConfig(vision_config=vision, text_config=text, projection_dim=64, **LLAVA_IDS)
     return hf.PaliGemmaForConditionalGeneration(config)
 
 
 def _mistral3(layers: int) -> nn.Module:
-    vision, text = hf.PixtralVisionConfig(**_vision(56)), hf.MistralConfig(**_text(layers))
-    more = {"spatial_merge_size": 2, "vision_feature_layer": -1, **_LLAVA_IDS}
+    vision, text = hf.PixtralVisionConfig(**vision_sizes(56)), hf.MistralConfig(**text_sizes(layers))
+    more = {"spatial_merge_size": 2, "vision_feature_layer": -1, **LLAVA_IDS}
     return hf.Mistral3ForConditionalGeneration(hf.Mistral3Config(vision_config=vision, text_config=text, **more))
 
 
 def _video_llava(layers: int) -> nn.Module:
-    vision, text = hf.CLIPVisionConfig(**_vision()), hf.LlamaConfig(**_text(layers))
-    more = {"image_seq_length": 16, "video_seq_length": 17 * 4, "vision_feature_layer": -2, **_VIDEO_IDS}
+    vision, text = hf.CLIPVisionConfig(**vision_sizes()), hf.LlamaConfig(**text_sizes(layers))
+    more = {"image_seq_length": 16, "video_seq_length": 17 * 4, "vision_feature_layer": -2, **VIDEO_IDS}
     return hf.VideoLlavaForConditionalGeneration(hf.VideoLlavaConfig(vision_config=vision, text_config=text, **more))
 
 
@@ -171,11 +159,12 @@ def _randomise(model: nn.Module, seed: int = 0) -> None:
 
 def build(family: str, attn: str = "sdpa", dtype: torch.dtype = torch.float64, layers: int = 4) -> nn.Module:
     """A tiny model of ``family`` in eval mode, always with the same weights. ``layers``: decoder layers."""
-    if family not in _BUILDERS:
-        raise ValueError(f"unknown family {family!r}; known: {', '.join(FAMILIES)}")
+    makers = {**_BUILDERS, **{name: newer.model for name, newer in NEWER.items()}}
+    if family not in makers:
+        raise ValueError(f"unknown family {family!r}; known: {', '.join(makers)}")
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        model = _BUILDERS[family](layers)
+        model = makers[family](layers)
     _randomise(model)
     model = model.to(dtype).eval()
     model.set_attn_implementation(attn)

@@ -1,0 +1,38 @@
+"""What a test must know of a family to build a tiny model of it and prompts for that model."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from torch import Tensor, nn
+
+if TYPE_CHECKING:
+    from tests.tiny import Sample
+
+NEWER: dict[str, Newer] = {}
+"""Families by name; each file beside this one adds its own."""
+
+
+@dataclass(frozen=True)
+class Newer:
+    """One family.
+
+    model:     decoder layers -> an untrained model, as its class makes it.
+    image:     (size, seed) -> one image: start, placeholders and end tokens and the pixels behind them. Size is "large"
+               or "small"; where the family has one size, both are it.
+    clip:      (frames, seed) -> one video; None where the family has none of its own.
+    types:     (B, L) ids -> what the model wants to know of each token.
+    mrope:     positions have time, height and width.
+    hybrid:    some layers are recurrent, so that only a shortened run is an oracle, no mask.
+    tolerance: of logits against an oracle in float64; what the model computes in float32 inside sets it.
+    """
+
+    model: Callable[[int], nn.Module]
+    image: Callable[[str, int], Sample]
+    clip: Callable[[int, int], Sample] | None = None
+    types: Callable[[Tensor], dict[str, Tensor]] = lambda ids: {}
+    mrope: bool = False
+    hybrid: bool = False
+    tolerance: float = 1e-9

@@ -1,0 +1,119 @@
+"""The families beyond the first 14 in the engine's matrix; what each of them asks for more is tested beside it.
+
+By default one kind of batch and one set of sites for each family; ``-m slow`` runs all combinations.
+"""
+
+from __future__ import annotations
+
+from functools import cache
+
+import pytest
+import torch
+
+import vtprune
+from tests import oracle, tiny
+from tests.probe import STAGES, ByNorm, KeepAll, answer, visible
+
+MASKED = [name for name, newer in tiny.NEWER.items() if not newer.hybrid]
+ALL = pytest.mark.slow(reason="every combination; `make test-matrix` runs them")
+
+
+def cases(families, *lists, usual=()):
+    """Every family with every combination; those that are not ``usual`` are slow."""
+    found = [()]
+    for values in lists:
+        found = [(*case, value) for case in found for value in values]
+    return [
+        pytest.param(family, *case, marks=() if case == usual else ALL, id="-".join((family, *case)))
+        for family in families
+        for case in found
+    ]
+
+
+@cache
+def model_of(family: str, attn: str = "sdpa"):
+    # transformers' eager mask is NaN in float64 with left padding, so eager runs in float32
+    return tiny.build(family, attn, torch.float64 if attn == "sdpa" else torch.float32)
+
+
+def assert_same(got, expected, tolerance):
+    assert torch.equal(got[0], expected[0])
+    for a, b in zip(got[1], expected[1], strict=True):
+        torch.testing.assert_close(a, b, atol=tolerance, rtol=0)
+
+
+@pytest.mark.parametrize("family, kind, stages", cases(MASKED, tiny.KINDS, STAGES, usual=("ragged", "three")))
+def test_greedy_equals_masked_columns(family, kind, stages):
+    """Oracle: the unwrapped model at full length, dropped columns masked as keys from their site on."""
+    model, inputs = model_of(family), tiny.batch(family, kind)
+    whole = answer(model, inputs)
+    with vtprune.pruned(model, ByNorm(STAGES[stages])):
+        got = answer(model, inputs)
+        kept = visible(model)
+        logits = oracle.text_logits(model, inputs)
+    with oracle.MaskedColumns(model, kept):
+        expected = answer(model, inputs)
+        expected_logits = oracle.text_logits(model, inputs)
+    assert_same(got, expected, tiny.NEWER[family].tolerance)
+    assert not torch.allclose(got[1][0], whole[1][0]), "nothing was pruned"
+    for a, b in zip(logits, expected_logits, strict=True):
+        torch.testing.assert_close(a, b, atol=tiny.NEWER[family].tolerance, rtol=0)
+
+
+@pytest.mark.parametrize("family, stages", cases(MASKED, STAGES, usual=("before_and_layer",)))
+def test_greedy_equals_masked_columns_with_eager_attention(family, stages):
+    """The same oracle in float32 and with additive masks."""
+    model, inputs = model_of(family, "eager"), tiny.batch(family, "ragged", torch.float32)
+    with vtprune.pruned(model, ByNorm(STAGES[stages])):
+        got = answer(model, inputs)
+        kept = visible(model)
+    with oracle.MaskedColumns(model, kept):
+        assert_same(got, answer(model, inputs), max(1e-4, tiny.NEWER[family].tolerance))
+
+
+@pytest.mark.parametrize("family, stages", cases(MASKED, STAGES, usual=("layer",)))
+def test_beams_equal_masked_columns(family, stages):
+    """Slots follow the beams; the oracle's columns follow them too."""
+    model, inputs = model_of(family), tiny.batch(family, "ragged")
+    with vtprune.pruned(model, ByNorm(STAGES[stages])):
+        got = tiny.beams(model, inputs, 5)
+        kept = visible(model)
+    rows = len(inputs["input_ids"])
+    with oracle.MaskedColumns(model, {site: mask[:: len(mask) // rows] for site, mask in kept.items()}):
+        expected = tiny.beams(model, inputs, 5)
+    assert torch.equal(got.sequences, expected.sequences)
+    tolerance = tiny.NEWER[family].tolerance
+    torch.testing.assert_close(got.sequences_scores, expected.sequences_scores, atol=tolerance, rtol=0)
+
+
+@pytest.mark.parametrize("family", tiny.NEWER)
+def test_a_batch_of_two_is_two_of_one(family):
+    """Oracle: each sample alone, unpadded."""
+    model = model_of(family)
+
+    def run(inputs):
+        with vtprune.pruned(model, ByNorm((vtprune.BEFORE_LLM, 2))):
+            return oracle.text_logits(model, inputs)
+
+    oracle.assert_batch_equals_rows(run, family, tiny.samples(family, "ragged"), tiny.NEWER[family].tolerance)
+
+
+@pytest.mark.parametrize("family", tiny.NEWER)
+def test_keeping_everything_changes_no_bit(family):
+    """Oracle: the same forward without vtprune."""
+    model, inputs = model_of(family), tiny.batch(family, "ragged")
+    expected = answer(model, inputs)
+    with vtprune.pruned(model, KeepAll(vtprune.BEFORE_LLM, 1, 3)):
+        got = answer(model, inputs)
+    assert_same(got, expected, 0)
+
+
+@pytest.mark.parametrize("family", [name for name, newer in tiny.NEWER.items() if newer.clip is not None])
+def test_clips_equal_masked_columns(family):
+    """A batch of two clips of unequal length, pruned before the LLM and inside it."""
+    model, inputs = model_of(family), tiny.video(family, "ragged")
+    with vtprune.pruned(model, ByNorm((vtprune.BEFORE_LLM, 2))):
+        got = answer(model, inputs)
+        kept = visible(model)
+    with oracle.MaskedColumns(model, kept):
+        assert_same(got, answer(model, inputs), tiny.NEWER[family].tolerance)
