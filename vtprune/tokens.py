@@ -134,8 +134,9 @@ class Selection:
 
     @property
     def changes(self) -> bool:
-        """Whether kept rows become other vectors."""
-        return self.merge is not None or self.values is not None
+        """Whether kept rows become other vectors: not where each is averaged with nothing but itself."""
+        merges = self.merge is not None and (self.merge.is_sparse or len(self.keep) < len(self.merge))
+        return merges or self.values is not None
 
     @staticmethod
     def all(tokens: "VisualTokens") -> "Selection":
