@@ -87,6 +87,7 @@ class MaskedColumns:
         ids = args[0] if ids is None else ids
         self._cache = kwargs.get("past_key_values")
         self._past = 0 if self._cache is None else int(self._cache.get_seq_length())
+        self._length = ids.shape[1]
         self._visual = (ids == tiny.IMAGE) | (ids == tiny.VIDEO)
         self._seen: dict[int, Tensor] = getattr(self._cache, "oracle_seen", {}) if self._past else {}
         if self._cache is not None:
@@ -96,12 +97,13 @@ class MaskedColumns:
 
     def _visible(self, i: int, hidden: Tensor) -> Tensor | None:
         """(B, past + q) bool for layer i; None where nothing was dropped yet."""
-        total = self._past + hidden.shape[1]
+        # Gemma 4's last layers see the last rows only, whose keys are those of all columns
+        total, batch = self._past + self._length, hidden.shape[-3]
         if self.kept is not None:
             out = None
             for site, kept in self.kept.items():
                 if max(site, 0) <= i:
-                    kept = kept[:, :total].repeat_interleave(len(hidden) // len(kept), 0)
+                    kept = kept[:, :total].repeat_interleave(batch // len(kept), 0)
                     kept = pad(kept, (0, total - kept.shape[1]), value=True)
                     out = kept if out is None else out & kept
             return out
@@ -129,8 +131,9 @@ class MaskedColumns:
         mask = kwargs.get("attention_mask")
         if mask is None:
             mask = self._causal(i, hidden)
-        own = _columns(torch.eye(visible.shape[1], dtype=torch.bool)[-hidden.shape[1] :], mask.shape[-1], False)
-        dropped = ~visible[:, -hidden.shape[1] :]
+        rows = hidden.shape[-2]
+        own = _columns(torch.eye(visible.shape[1], dtype=torch.bool)[-rows:], mask.shape[-1], False)
+        dropped = ~visible[:, -rows:]
         own = own[None, None] & dropped[:, None, :, None]
         visible = _columns(visible, mask.shape[-1], True)[:, None, None, :]
         if mask.dtype == torch.bool:
@@ -143,8 +146,10 @@ class MaskedColumns:
         """The mask that a model leaves out: (1, 1, q, K) causal, its last column the newest token."""
         if self._eager:
             raise AssertionError("eager attention without a mask is not causal")
-        q = hidden.shape[1]
-        width = q if self._cache is None else self._cache.layers[i].get_mask_sizes(q)[0]
+        q, width = hidden.shape[-2], self._past + self._length
+        # layers that share the keys of another one have no lengths of their own
+        if self._cache is not None and hasattr(self._cache.layers[i], "get_mask_sizes"):
+            width = self._cache.layers[i].get_mask_sizes(q)[0]
         return torch.ones(q, width, dtype=torch.bool).tril(width - q)[None, None]
 
 

@@ -186,4 +186,5 @@ def build(family: str, attn: str = "sdpa", dtype: torch.dtype = torch.float64, l
 
 def text_model(model: nn.Module) -> nn.Module:
     """The decoder inside a model of ``build``: the module that owns ``layers``."""
-    return getattr(model.model, "language_model", None) or model.model.text_model
+    base = model.model
+    return getattr(base, "language_model", None) or getattr(base, "text_model", None) or base

@@ -46,10 +46,20 @@ class Step:
     merges: tuple[tuple[int, Merge], ...] = ()
 
     def apply(self, hidden: Tensor) -> Tensor:
-        """(B, P, D) -> (B, K, D)."""
+        """(B, P, D) -> (B, K, D), or (N, B, P, D) -> (N, B, K, D), where every plane is merged by the same weights."""
         out = gather_rows(hidden, self.order.to(hidden.device))
         for b, merge in self.merges:
-            out[b, merge.slots.to(hidden.device)] = merge_rows(hidden[b, merge.rows.to(hidden.device)], merge.selection)
+            rows, slots = merge.rows.to(hidden.device), merge.slots.to(hidden.device)
+            if hidden.dim() == 3:
+                out[b, slots] = merge_rows(hidden[b, rows], merge.selection)
+                continue
+            if merge.selection.values is not None:
+                raise NotImplementedError(
+                    f"this policy makes new vectors, and here a token is {len(hidden)} vectors of which policies see "
+                    "one. Choose a policy that drops tokens or merges them by weights (Selection.merge)"
+                )
+            for new, old in zip(out, hidden, strict=True):
+                new[b, slots] = merge_rows(old[b, rows], merge.selection)
         return out
 
     def follow(self, columns: Tensor) -> Tensor:
@@ -87,11 +97,11 @@ def build_step(kept: Sequence[Tensor], merges: Sequence[Merge | None], device: t
 
 
 def scatter_rows(hidden: Tensor, columns: Tensor, valid: Tensor | None, length: int) -> Tensor:
-    """(B, K, D) back to the unpruned (B, length, D); zeros where tokens were dropped."""
-    batch, _, width = hidden.shape
+    """(..., B, K, D) back to the unpruned (..., B, length, D); zeros where tokens were dropped."""
+    *lead, _, width = hidden.shape
     # one column more than needed catches the pads
     spare = 0 if valid is None else 1
-    full = hidden.new_zeros(batch, length + spare, width)
+    full = hidden.new_zeros(*lead, length + spare, width)
     where = columns if valid is None else columns.masked_fill(~valid, length)
-    full.scatter_(1, where[..., None].expand(-1, -1, width), hidden)
-    return full[:, :length] if spare else full
+    full.scatter_(-2, where[..., None].expand_as(hidden), hidden)
+    return full[..., :length, :] if spare else full

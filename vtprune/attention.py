@@ -4,6 +4,7 @@ Nothing here runs an attention function, changes a module or touches a global, s
 and in every thread.
 """
 
+import inspect
 from collections.abc import Sequence
 from dataclasses import dataclass
 from types import MethodType
@@ -99,6 +100,9 @@ def attention_inputs(attn: nn.Module, *, without: Sequence[str] = (), **inputs: 
     """
     if not hasattr(attn, "config"):
         raise _unreachable(attn)
+    if "shared_kv_states" in inspect.signature(type(attn).forward).parameters:
+        # what the stand leaves there is not for other layers to read
+        inputs = {**inputs, "shared_kv_states": {}}
     recorder = _Recorder(inputs["hidden_states"].shape[-2])
     try:
         with recorder:

@@ -132,6 +132,10 @@ class PrunedStaticLayer(PrunedLayer):
         positions = self.slot_positions.index_copy(1, where, columns + self.logical_length)
         return positions, self.slot_valid.index_copy(1, where, valid)
 
+    def stored_tensors(self) -> tuple[Tensor, Tensor]:
+        """Positions and valid (B, max_cache_len) as they are."""
+        return self.slot_positions, self.slot_valid
+
     def update(self, key_states: Tensor, value_states: Tensor, *args, **kwargs) -> tuple[Tensor, Tensor]:
         batch, _, n, _ = key_states.shape
         self.prepare(batch, key_states.device)
@@ -200,7 +204,7 @@ def live_layer(cache: Cache, index: int):
 def prune_layer(cache: Cache, index: int, hidden: Tensor, window: int | None, fresh: dict) -> PrunedLayer:
     """Replaces the cache layer of decoder layer ``index`` by its pruned twin, once. Contents are kept.
 
-    hidden: (B, P, D) that the layer is about to see. window: how far back its attention looks, None for all.
+    hidden: (..., B, P, D) that the layer is about to see. window: how far back its attention looks, None for all.
     fresh: slots of the layers replaced before in this forward, so that layers pruned alike share one object.
 
     Raises NotImplementedError for layers whose contents cannot follow: windows that already hold tokens, fixed
@@ -248,7 +252,7 @@ def _twin(layer, hidden: Tensor, window: int | None, fresh: dict) -> PrunedLayer
     twin.__dict__.update(layer.__dict__)
     twin.is_sliding, twin.arrival = layer.is_sliding, None
     if plain is StaticLayer:
-        twin.prepare(hidden.shape[0], device)
+        twin.prepare(hidden.shape[-3], device)
         return twin
     stored = layer.get_seq_length()
     if stored not in fresh:

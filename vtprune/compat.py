@@ -70,6 +70,26 @@ def layer_type(decoder: Any, index: int) -> str | None:
     return types[index] if types else None
 
 
+def kv_sources(config: Any) -> dict[int, int]:
+    """Layers of a text config that attend to the keys and values of an earlier layer -> that layer.
+
+    Gemma3n, Gemma4: the last layers reuse those of the last earlier layer of their kind. 5.23 lists this in
+    ``kv_sharing_modes``; where only the number of sharing layers is told, they are the last ones.
+    """
+    shared = getattr(config, "num_kv_shared_layers", 0) or 0
+    if not shared:
+        return {}
+    layers = config.num_hidden_layers
+    modes = getattr(config, "kv_sharing_modes", None) or [None] * (layers - shared) + ["reuse"] * shared
+    last, sources = {}, {}
+    for index, (kind, mode) in enumerate(zip(config.layer_types, modes, strict=True)):
+        if mode == "reuse":
+            sources[index] = last[kind]
+        else:
+            last[kind] = index
+    return sources
+
+
 def rotary(decoder: Any, index: int, hidden: Tensor, position_ids: Tensor) -> Any:
     """The rotary tables of decoder layer ``index`` for positions (B, K).
 

@@ -105,6 +105,8 @@ class Forward:
 
     columns: (B, P) logical columns of this forward that the physical rows hold; None until something was pruned.
     valid:   (B, P) or None; False for pads that unequal counts made necessary. lengths: rows of each sample but pads.
+    cut:     the decoder went on with the last columns alone, so that rows are those and nothing is left to gather.
+    plane:   which of several planes of hidden states policies see.
     arrival: what the cache layers from here on will store; None until something was pruned.
     """
 
@@ -124,6 +126,8 @@ class Forward:
         self.arrival: Arrival | None = None
         self.steps: list[Step] = []
         self.plain = True
+        self.cut = False
+        self.plane = 0
         self.scattered = False
         self.engaged = False
         self.positions = "original"
@@ -149,15 +153,16 @@ class Forward:
     def prune(self, site: float, hidden: Tensor, signals: Callable[[int], Mapping[str, Tensor]], shift: Tensor | None):
         """Asks the policy for every sample and applies its answers.
 
-        hidden:  (B, P, D). signals: of sample b. shift: (B,) renumbering of earlier turns, or None.
-        Returns the pruned (B, K, D), or ``hidden`` itself if everything stays.
+        hidden:  (B, P, D), or planes (N, B, P, D). signals: of sample b. shift: (B,) renumbering of earlier turns.
+        Returns the pruned (B, K, D) or planes of it, or ``hidden`` itself if everything stays.
         """
         if self.done:
             return hidden
         record = SiteRecord(site, [len(sample.visual) for sample in self.samples], Stopwatch.start(hidden.device))
         self.serving = record
+        seen = self.seen(hidden)
         offered = [
-            sample.tokens(hidden[b], site, signals(b)) if len(sample.visual) and not sample.done else None
+            sample.tokens(seen[b], site, signals(b)) if len(sample.visual) and not sample.done else None
             for b, sample in enumerate(self.samples)
         ]
         selections = [None if tokens is None else self.policy.select(tokens) for tokens in offered]
@@ -207,6 +212,20 @@ class Forward:
         self.steps.append(step)
         self.memo.clear()
 
+    def seen(self, hidden: Tensor) -> Tensor:
+        """(B, P, D) what policies see of hidden states, which may be planes (N, B, P, D)."""
+        return hidden if hidden.dim() == 3 else hidden[self.plane]
+
+    def ends_whole(self, n: int) -> bool:
+        """Whether the last ``n`` columns are the last ``n`` rows of every sample: none of them was dropped."""
+        first = self.length - n
+        for sample in self.samples:
+            gone = torch.ones(len(sample.offered), dtype=torch.bool)
+            gone[sample.alive] = False
+            if bool((sample.row.columns[sample.offered[gone]] >= first).any()):
+                return False
+        return True
+
     def real(self, device: torch.device) -> Tensor:
         """(B, P) bool: which physical rows are tokens, not padding and not pads."""
         key = ("real", device)
@@ -233,7 +252,7 @@ class Forward:
         return self.valid.sum(1)
 
     def scatter(self, hidden: Tensor) -> Tensor:
-        """(B, K, D) of the physical rows back to (B, L, D), zeros where tokens were dropped."""
+        """(..., B, K, D) of the physical rows back to (..., B, L, D), zeros where tokens were dropped."""
         valid = None if self.valid is None else self.valid.to(hidden.device)
         return scatter_rows(hidden, self.columns.to(hidden.device), valid, self.length)
 

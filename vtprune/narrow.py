@@ -20,11 +20,20 @@ from vtprune_kernels.gather_site import gather_site
 KNOWN_ARGUMENTS = {
     "hidden_states",
     "attention_mask",
-    "position_embeddings",
     "position_ids",
     "past_key_values",
+    "shared_kv_states",
     "use_cache",
 }
+"""Layer arguments that are understood. Those whose names begin with ``ROTARY`` are rotary tables; in
+``shared_kv_states`` layers find what earlier ones left there, which is physical like their cache."""
+
+ROTARY = "position_embeddings"
+
+
+def knows(name: str, family: Family) -> bool:
+    """Whether it is known how to prune a layer's argument."""
+    return name in KNOWN_ARGUMENTS or name.startswith(ROTARY) or name in family.tokenwise
 
 
 class LayerArguments:
@@ -32,11 +41,16 @@ class LayerArguments:
 
     def __init__(self, decoder: nn.Module, family: Family, ragged: str):
         self.decoder, self.family, self.ragged = decoder, family, ragged
+        self.sources = family.kv_source(decoder)
+        self.reads_position_ids = decoder.config.model_type in family.reads_position_ids
+
+    def stored(self, cache, index: int):
+        """The cache layer that holds the keys of decoder layer ``index``; None without a cache."""
+        return None if cache is None else live_layer(cache, self.sources.get(index, index))
 
     def shift(self, bound: Mapping, index: int) -> Tensor | None:
         """(B,) by how much earlier turns renumbered this layer's positions; None for original positions."""
-        cache = bound.get("past_key_values")
-        layer = live_layer(cache, index) if cache is not None else None
+        layer = self.stored(bound.get("past_key_values"), index)
         if isinstance(layer, PrunedDynamicLayer):
             return layer.slots.shift
         return getattr(layer, "shift", None)
@@ -44,9 +58,9 @@ class LayerArguments:
     def prefill(self, forward: Forward, index: int, hidden: Tensor, bound: dict) -> dict | None:
         """The layer's other arguments for the physical rows of a prefill; None if they stay as they are."""
         cache = bound.get("past_key_values")
-        layer = live_layer(cache, index) if cache is not None else None
+        layer = self.stored(cache, index)
         if forward.columns is not None:
-            if cache is not None:
+            if cache is not None and index not in self.sources:
                 layer = prune_layer(cache, index, hidden, self._window(index), forward.fresh)
                 layer.arrival = forward.arrival
             self._check_arguments(bound, forward)
@@ -55,27 +69,23 @@ class LayerArguments:
         out = dict(bound)
         out["attention_mask"] = self.mask(forward, index, layer, hidden, bound.get("attention_mask"))
         shift = forward.arrival.shift if forward.arrival is not None else self.shift(bound, index)
-        if shift is not None and forward.positions != "compact-decode":
-            out["position_embeddings"] = self.renumbered(forward, index, hidden, bound, shift)
-        elif forward.columns is not None:
-            out["position_embeddings"] = self._gathered(forward, bound.get("position_embeddings"))
         if forward.columns is not None:
-            ids = bound.get("position_ids")
-            out["position_ids"] = gather_rows(ids, forward.columns, -1) if self.family.reads_position_ids else None
-            for name, dim in self.family.tokenwise.items():
-                if isinstance(bound.get(name), Tensor):
-                    out[name] = gather_rows(bound[name], forward.columns, dim)
+            out.update(self._gathered(forward, bound))
+        if shift is not None and forward.positions != "compact-decode":
+            out.update(self.renumbered(forward, index, hidden, bound, shift))
         return out
 
     def mask(self, forward: Forward, index: int, layer, hidden: Tensor, mask):
-        n = hidden.shape[1]
+        n, shared = hidden.shape[-2], index in self.sources
         if isinstance(layer, PrunedStaticLayer):
             kind = compat.attention_kind(self.decoder.config)
             # slots that hold nothing are hidden in every case, also when all rows keep the same number
-            positions, valid = layer.coming_tensors(n)
-            return narrow_mask(mask, forward.columns, positions, valid, n, layer.logical_length, 0, kind, hidden.dtype)
-        slots = layer.coming(n) if layer is not None else None
-        key = (id(slots), id(mask), hidden.device)
+            positions, valid = layer.stored_tensors() if shared else layer.coming_tensors(n)
+            columns = None if forward.cut else forward.columns
+            return narrow_mask(mask, columns, positions, valid, n, layer.logical_length, 0, kind, hidden.dtype)
+        # the layer whose keys are shared has run, so it holds the keys of this forward already
+        slots = None if layer is None else layer.slots if shared else layer.coming(n)
+        key = (id(slots), id(mask), n, hidden.device)
         if key not in forward.memo:
             # the keys are addresses, so what they belong to is kept alive beside the answer
             forward.memo[key] = (self._narrowed(forward, index, slots, hidden, mask), slots, mask)
@@ -88,6 +98,7 @@ class LayerArguments:
             positions, valid, start = forward.columns, forward.valid, 0
         else:
             (positions, valid), start = slots.materialize(), slots.length - length
+        n = hidden.shape[-2]
         window = self._window(index)
         if window and "flash" in kind and start + length > window:
             raise NotImplementedError(
@@ -96,11 +107,12 @@ class LayerArguments:
             )
         positions = positions.to(device)
         valid = None if valid is None else valid.to(device)
-        columns = None if forward.columns is None else forward.columns.to(device)
-        n = hidden.shape[1]
-        narrowed = narrow_mask(mask, columns, positions, valid, n, start, start + length, kind, hidden.dtype)
+        columns = None if forward.columns is None or forward.cut else forward.columns.to(device)
+        # rows that were not dropped are the last of all, also where the decoder went on with a few of them
+        first = start if columns is not None else start + length - n
+        narrowed = narrow_mask(mask, columns, positions, valid, n, first, start + length, kind, hidden.dtype)
         # without earlier keys samples attend to themselves alone
-        alone = forward.columns is not None and start == 0 and positions.shape[1] == n
+        alone = columns is not None and start == 0 and positions.shape[1] == n
         return self._packed(forward, mask, narrowed, valid, device) if alone else narrowed
 
     def _packed(self, forward: Forward, mask, narrowed, valid: Tensor | None, device: torch.device):
@@ -115,7 +127,25 @@ class LayerArguments:
     def _window(self, index: int) -> int | None:
         return compat.attention_window(self.decoder.layers[index].self_attn)
 
-    def _gathered(self, forward: Forward, tables):
+    def _gathered(self, forward: Forward, bound: Mapping) -> dict:
+        """What has an entry for every token, at the columns that are there."""
+        if forward.cut:
+            return {"position_ids": None}
+        out = {name: self._tables(forward, value) for name, value in bound.items() if name.startswith(ROTARY)}
+        out["position_ids"] = self._ids(forward, bound)
+        for name, dim in self.family.tokenwise.items():
+            if isinstance(bound.get(name), Tensor):
+                out[name] = gather_rows(bound[name], forward.columns.to(bound[name].device), dim)
+        return out
+
+    def _ids(self, forward: Forward, bound: Mapping) -> Tensor | None:
+        """Positions with gaps look like packed sequences to FlashAttention, so only those get them who need them."""
+        ids = bound.get("position_ids")
+        if not self.reads_position_ids or ids is None:
+            return None
+        return gather_rows(ids, forward.columns.to(ids.device), -1)
+
+    def _tables(self, forward: Forward, tables):
         if tables is None:
             return None
         device = tables[0].device if isinstance(tables, tuple) else tables.device
@@ -126,22 +156,26 @@ class LayerArguments:
             forward.memo[key] = (gathered, tables)
         return forward.memo[key][0]
 
-    def renumbered(self, forward: Forward, index: int, hidden: Tensor, bound: Mapping, shift: Tensor):
-        """Rotary tables for positions without gaps (``positions="compact"``)."""
+    def renumbered(self, forward: Forward, index: int, hidden: Tensor, bound: Mapping, shift: Tensor) -> dict:
+        """Arguments that tell positions without gaps (``positions="compact"``)."""
         key = ("compact", id(shift), compat.layer_type(self.decoder, index), hidden.device)
         if key not in forward.memo:
-            ids, shift = bound["position_ids"].expand(hidden.shape[0], -1), shift.to(hidden.device)
+            ids, shift = bound["position_ids"].expand(hidden.shape[-3], -1), shift.to(hidden.device)
             if forward.columns is None:
                 ids = ids - shift[:, None]
             else:
                 earlier = shift - (forward.length - forward.counts(shift.device))
                 ids = ids.gather(1, forward.columns) - forward.dropped_before() - earlier[:, None]
-            forward.memo[key] = (compat.rotary(self.decoder, index, hidden, ids.clamp(min=0)), shift)
+            ids = ids[:, -hidden.shape[-2] :].clamp(min=0)
+            out = {ROTARY: compat.rotary(self.decoder, index, hidden, ids)}
+            if self.reads_position_ids:
+                out["position_ids"] = ids
+            forward.memo[key] = (out, shift)
         return forward.memo[key][0]
 
     def _check_arguments(self, bound: Mapping, forward: Forward) -> None:
         for name, value in bound.items():
-            if name in KNOWN_ARGUMENTS or name in self.family.tokenwise or not isinstance(value, Tensor):
+            if knows(name, self.family) or not isinstance(value, Tensor):
                 continue
             if value.dim() and forward.length in value.shape:
                 raise NotImplementedError(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from contextvars import ContextVar
 
 from torch import nn
@@ -37,6 +38,7 @@ class Plan:
         for site in sorted(set(policy.sites)):
             self._place(site, decoder)
         self.first = min([*self.before, *self.inside], default=0)
+        self._check_shared(decoder, family)
         self.line = compat.has_line_positions(decoder)
         self.notes = list(getattr(policy, "notes", ()))
         self._check_positions(decoder, policy)
@@ -52,6 +54,21 @@ class Plan:
             self.moved[site] = f"{type(decoder).__name__} has layers of another layout; served before layer {layer + 1}"
         else:
             self.moved[site] = f"{type(decoder).__name__} has layers of another layout and none follows; not served"
+
+    def _check_shared(self, decoder: nn.Module, family: Family) -> None:
+        """Layers without keys of their own must find as many as they have rows, of whichever layer they share."""
+        sources = family.kv_source(decoder)
+        if not sources:
+            return
+        first = min(sources.values())
+        for layer in [*self.before, *(index + 0.5 for index in self.inside)]:
+            if layer > first:
+                reader = min(index for index, source in sources.items() if source == first)
+                raise ValueError(
+                    f"{self.policy} acts at {site_name(layer)}, but layer {reader} of {type(decoder).__name__} attends "
+                    f"to the keys and values of layer {first}: those would be of tokens that are gone. Here a policy "
+                    f"may act at layer {first} or before it"
+                )
 
     def active(self) -> Policy:
         """The policy in force in this context."""
@@ -124,6 +141,10 @@ def check_sites(policy: Policy, depth: int) -> None:
 
 def has_plain_residuals(decoder: nn.Module, index: int) -> bool:
     """Whether a layer is exactly x + attention(norm(x)), then x + mlp(norm(x)), so that hooks can meet in between."""
-    children = {name for name, _ in decoder.layers[index].named_children()}
+    layer = decoder.layers[index]
+    children = {name for name, _ in layer.named_children()}
     scaled = getattr(decoder.config, "residual_multiplier", 1.0) != 1.0
-    return children == {"self_attn", "mlp", "input_layernorm", "post_attention_layernorm"} and not scaled
+    if children != {"self_attn", "mlp", "input_layernorm", "post_attention_layernorm"} or scaled:
+        return False
+    # an MLP that is told about tokens (Ernie 4.5: which are visual) would be told of those that are gone
+    return len(inspect.signature(layer.mlp.forward).parameters) == 1

@@ -16,7 +16,8 @@ import torch
 from torch import Tensor, nn
 
 from vtprune import compat
-from vtprune.cache import PrunedLayer, PrunedStaticLayer, live_layer
+from vtprune.between import Added, Cut
+from vtprune.cache import PrunedLayer, PrunedStaticLayer
 from vtprune.encoder import Recorder, check_chunks, encoded_sources
 from vtprune.families.base import Family, Source
 from vtprune.forward import CURRENT, Forward
@@ -25,6 +26,7 @@ from vtprune.layout import build_layout
 from vtprune.masks import narrow_mask
 from vtprune.narrow import LayerArguments
 from vtprune.plan import Plan
+from vtprune.refuse import check_planes
 from vtprune.report import Report
 from vtprune.seconds import with_seconds
 from vtprune.sight import Sight
@@ -42,10 +44,9 @@ class Pruner:
         self.layers = self.decoder.layers
         self.placeholders = family.placeholders(model)
         self.frames_per_step = family.frames_per_step(model)
-        self.names = {
-            kind: list(inspect.signature(module.forward).parameters)
-            for kind, module in (("base", self.base), ("decoder", self.decoder), ("layer", self.layers[0]))
-        }
+        modules = {"base": self.base, "decoder": self.decoder, **dict(enumerate(self.layers))}
+        self.names = {name: list(inspect.signature(module.forward).parameters) for name, module in modules.items()}
+        self.plane = getattr(self.decoder.config, family.active_plane) if family.active_plane else 0
         self.report = Report(model, family, plan)
         self.arguments = LayerArguments(self.decoder, family, ragged)
         self.sight = Sight(self)
@@ -74,8 +75,9 @@ class Pruner:
             hook(module.register_forward_hook(watch, with_kwargs=True))
         for kind in self.placeholders:
             self._override(self.base, f"get_{kind}_features", Recorder(self, model, kind))
-        for name in self.family.between_layers:
-            self._override(self.decoder, name, Between(self, name))
+        for names, override in ((self.family.between_layers, Added), (self.family.cuts_rows, Cut)):
+            for name in names:
+                self._override(self.decoder, name, override(self, name))
 
     def engage(self) -> None:
         """Hooks the layers. In a plain decode step they are free: torch's way through a hook costs more than ours."""
@@ -127,7 +129,7 @@ class Pruner:
             forward.encoded[kind] = sources
         self.report.encoded(kind, arguments)
 
-    def _bind(self, kind: str, args: tuple, kwargs: Mapping) -> dict:
+    def _bind(self, kind: str | int, args: tuple, kwargs: Mapping) -> dict:
         return {**dict(zip(self.names[kind], args, strict=False)), **kwargs} if args else kwargs
 
     def _enter_base(self, module: nn.Module, args: tuple, kwargs: dict) -> None:
@@ -138,7 +140,7 @@ class Pruner:
             return
         forward = Forward(self, self.plan.active(), CURRENT.get())
         ids, embeds = bound.get("input_ids"), bound.get("inputs_embeds")
-        forward.length = (ids if ids is not None else embeds).shape[1]
+        forward.length, forward.plane = (ids if ids is not None else embeds).shape[1], self.plane
         CURRENT.set(forward)
         if forward.length > 1 and self.placeholders:
             forward.kinds, forward.ids = self._kinds(ids, embeds)
@@ -239,6 +241,8 @@ class Pruner:
         forward = CURRENT.get()
         if forward is None or forward.owner is not self:
             return None
+        if len(args) > 1:
+            args, kwargs = (), self._bind(index, args, kwargs)
         if forward.layout is None:
             # the usual decode step: nothing was left ragged and the model needs no mask
             if forward.plain and kwargs.get("attention_mask") is None:
@@ -246,13 +250,13 @@ class Pruner:
             if not forward.engaged:
                 # the step is not plain after all; the layers behind this one have not run yet
                 self._hold(forward)
-                cache = kwargs.get("past_key_values")
-                layer = live_layer(cache, index) if cache is not None else None
+                layer = self.arguments.stored(kwargs.get("past_key_values"), index)
                 if isinstance(layer, PrunedLayer):
                     layer.masked = True
             return self._enter_decode(forward, index, args, kwargs)
-        bound = dict(self._bind("layer", args, kwargs))
+        bound = dict(self._bind(index, args, kwargs))
         hidden = bound.pop("hidden_states")
+        check_planes(hidden, self.family, self.decoder)
         if forward.layout is not None:
             for site in self.plan.before.get(index, ()):
                 signals = functools.partial(self.sight.signals, forward, site, index, hidden, bound)
@@ -263,39 +267,44 @@ class Pruner:
         narrowed = self.arguments.prefill(forward, index, hidden, bound)
         if narrowed is None:
             return None
-        if not self.sticky and _is_static(bound.get("past_key_values"), index):
-            self.sticky = True
-        return (hidden,), narrowed
+        layer = self.arguments.stored(bound.get("past_key_values"), index)
+        self.sticky = self.sticky or isinstance(layer, PrunedStaticLayer)
+        return self._hand_back(index, hidden, narrowed)
+
+    def _hand_back(self, index: int, hidden: Tensor, others: dict) -> tuple[tuple, dict]:
+        """Arguments of a layer: all by name but hidden states, which go by place where they come first."""
+        if self.names[index][0] == "hidden_states":
+            return (hidden,), others
+        return (), {**others, "hidden_states": hidden}
 
     def _enter_decode(self, forward: Forward, index: int, args: tuple, kwargs: dict):
         """A forward without visual tokens on a pruned cache: the mask is narrowed, positions renumbered if need be."""
-        # layers get their hidden states, and no more than those, by place or everything by name in a decode step
-        bound = kwargs if len(args) == 1 else self._bind("layer", args, kwargs)
-        cache = bound.get("past_key_values")
-        layer = live_layer(cache, index) if cache is not None else None
+        # hidden states come alone by place, or by name like the rest
+        layer = self.arguments.stored(kwargs.get("past_key_values"), index)
         if not isinstance(layer, PrunedLayer):
             return None
-        hidden = args[0] if args else bound["hidden_states"]
+        hidden = args[0] if args else kwargs["hidden_states"]
         out = {
-            **bound,
-            "attention_mask": self.arguments.mask(forward, index, layer, hidden, bound.get("attention_mask")),
+            **kwargs,
+            "attention_mask": self.arguments.mask(forward, index, layer, hidden, kwargs.get("attention_mask")),
         }
         shift = layer.shift if isinstance(layer, PrunedStaticLayer) else layer.slots.shift
         if shift is not None:
-            out["position_embeddings"] = self.arguments.renumbered(forward, index, hidden, bound, shift)
-        if len(args) == 1:
+            out.update(self.arguments.renumbered(forward, index, hidden, kwargs, shift))
+        if args:
             return args, out
         out.pop("hidden_states")
-        return (hidden,), out
+        return self._hand_back(index, hidden, out)
 
     def _enter_compiled_layer(self, index: int, args: tuple, kwargs: dict):
         """A decode step inside torch.compile; the prefill is never compiled by ``generate``."""
         hidden = args[0] if args else kwargs["hidden_states"]
         cache = kwargs.get("past_key_values")
-        layer = cache.layers[index] if cache is not None else None
+        source = self.arguments.sources.get(index)
+        layer = cache.layers[index if source is None else source] if cache is not None else None
         if not isinstance(layer, PrunedStaticLayer) or not layer.trimmed:
             return None
-        positions, valid = layer.coming_tensors(1)
+        positions, valid = layer.coming_tensors(1) if source is None else layer.stored_tensors()
         mask = narrow_mask(
             kwargs["attention_mask"], None, positions, valid, 1, layer.logical_length, 0, "sdpa", hidden.dtype
         )
@@ -303,13 +312,15 @@ class Pruner:
         if layer.shift is not None:
             ids = kwargs["position_ids"] - layer.shift[:, None]
             kwargs["position_embeddings"] = compat.rotary(self.decoder, index, hidden, ids)
+            if self.arguments.reads_position_ids:
+                kwargs["position_ids"] = ids
         return args, kwargs
 
     def _leave_layers(self, module: nn.Module, args: tuple, output):
         if torch.compiler.is_compiling():
             return None
         forward = CURRENT.get()
-        if forward is None or forward.owner is not self or forward.columns is None:
+        if forward is None or forward.owner is not self or forward.columns is None or forward.cut:
             return None
         hidden = output[0] if isinstance(output, tuple) else output
         full = forward.scatter(hidden)
@@ -329,27 +340,6 @@ def refuse_compiled_prefill(bound: Mapping) -> None:
         )
 
 
-class Between:
-    """Work of the decoder between layers on full-length masks (DeepStack), done on the physical rows."""
-
-    def __init__(self, pruner: Pruner, name: str):
-        self.pruner, self.name = pruner, name
-
-    def __call__(self, hidden: Tensor, visual: Tensor, embeddings: Tensor) -> Tensor:
-        decoder = self.pruner.decoder
-        forward = CURRENT.get()
-        if torch.compiler.is_compiling() or forward is None or forward.owner is not self.pruner or not forward.steps:
-            return getattr(type(decoder), self.name)(decoder, hidden, visual, embeddings)
-        visual = visual.to(hidden.device)
-        full = hidden.new_zeros(*visual.shape, hidden.shape[-1])
-        full[visual] = embeddings.to(hidden.device, hidden.dtype)
-        for step in forward.steps:
-            full = step.apply(full)
-        if forward.scattered:
-            full = forward.scatter(full)
-        return hidden + full
-
-
 def _dense(layer) -> bool:
     """Whether a decode step needs nothing from this cache layer."""
     if not isinstance(layer, PrunedLayer):
@@ -357,7 +347,3 @@ def _dense(layer) -> bool:
     if isinstance(layer, PrunedStaticLayer):
         return not layer.trimmed
     return layer.slots.valid is None and layer.slots.shift is None and not layer.masked
-
-
-def _is_static(cache, index: int) -> bool:
-    return cache is not None and isinstance(live_layer(cache, index), PrunedStaticLayer)

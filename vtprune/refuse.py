@@ -1,8 +1,12 @@
 """Models that cannot be pruned yet are refused by ``wrap``, with the reason, before anything is hooked."""
 
-from torch import nn
+import inspect
 
+from torch import Tensor, nn
+
+from vtprune.compat import attention_kind
 from vtprune.families.base import Family
+from vtprune.narrow import knows
 
 _STATEFUL = ("linear_attention", "conv", "mamba", "recurrent", "hybrid")
 
@@ -25,8 +29,40 @@ def check_model(model: nn.Module, family: Family) -> None:
         raise NotImplementedError(
             f"{name} has layers without plain self-attention ({what}); vtprune cannot prune them yet"
         )
+    _check_arguments(decoder, family)
     crossed = [type(layer).__name__ for layer in decoder.layers if any("cross" in n for n, _ in layer.named_children())]
     if crossed or getattr(config, "is_encoder_decoder", False):
         raise NotImplementedError(
             f"{name} reads images by cross-attention; its prompt holds no visual tokens that could be pruned"
+        )
+
+
+def _check_arguments(decoder: nn.Module, family: Family) -> None:
+    """Raises NotImplementedError for layers that take tensors of which nobody said how they are pruned."""
+    name = type(decoder).__name__
+    for index, layer in enumerate(decoder.layers):
+        taken = inspect.signature(layer.forward).parameters
+        if "hidden_states" not in taken:
+            raise NotImplementedError(f"layer {index} of {name} takes no hidden_states, but {', '.join(taken)}")
+        for argument in taken.values():
+            if "Tensor" in str(argument.annotation) and not knows(argument.name, family):
+                raise NotImplementedError(
+                    f"layer {index} of {name} takes a tensor {argument.name!r}, which may have an entry for each "
+                    "token; vtprune does not know how to prune it. List it in `tokenwise` of "
+                    f"{type(family).__name__} in vtprune/families/"
+                )
+    if decoder.config.model_type in family.reads_position_ids and "flash" in attention_kind(decoder.config):
+        raise NotImplementedError(
+            f"{name} computes with position ids in its attention, and FlashAttention takes those of a pruned prompt, "
+            "which have gaps, for several packed sequences. Load the model with attn_implementation='sdpa'"
+        )
+
+
+def check_planes(hidden: Tensor, family: Family, decoder: nn.Module) -> None:
+    """Raises NotImplementedError for hidden states that are not (B, P, D), unless the family declares planes."""
+    if hidden.dim() != (4 if family.active_plane else 3):
+        raise NotImplementedError(
+            f"{type(decoder).__name__} hands its layers hidden states of shape {tuple(hidden.shape)}; vtprune prunes "
+            "(batch, tokens, width), and planes of it where the family names the active one: see active_plane in "
+            "vtprune/families/base.py"
         )

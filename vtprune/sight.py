@@ -141,7 +141,7 @@ class Sight:
         sample = forward.samples[b]
         rows = sample.text if need.name.startswith("text") else sample.visual
         with torch.no_grad():
-            return self.pruner.decoder.norm(hidden[b][rows.to(hidden.device)])
+            return self.pruner.decoder.norm(forward.seen(hidden)[b][rows.to(hidden.device)])
 
     def _layer_keys(self, forward: Forward, need: Need, layer, b: int) -> Tensor:
         inputs, columns = forward.captured[("peek", layer.index) if layer.peek else layer.index]
@@ -172,7 +172,8 @@ class Sight:
         key = ("peek", index)
         if forward.captured.get(key) is None:
             narrowed = self.pruner.arguments.prefill(forward, index, hidden, dict(bound)) or bound
-            inputs = {**narrowed, "hidden_states": self.pruner.layers[index].input_layernorm(hidden)}
+            seen = self.pruner.family.attention_input(self.pruner.layers[index], hidden)
+            inputs = {**narrowed, "hidden_states": seen}
             forward.captured[key] = (inputs, forward.columns)
 
     def _rows(self, forward: Forward, need: Need, index: int, peek: bool, b: int) -> Tensor:

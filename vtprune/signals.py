@@ -225,7 +225,13 @@ def _check_unprojected(need: Need, family: Family, model: nn.Module) -> None:
 
 
 def _check_tower(need: Need, family: Family, model: nn.Module) -> None:
-    for kind in family.towers(model):
+    towers = family.towers(model)
+    if not towers:
+        raise ValueError(
+            f"{need.text!r} is seen in a vision tower with attention, and {type(model).__name__} has none: choose a "
+            "policy without this signal"
+        )
+    for kind in towers:
         layers = len(family.vision_layers(model, kind))
         for layer in need.where:
             if not -layers <= layer < layers:

@@ -7,6 +7,8 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor, nn
 
+from vtprune.compat import kv_sources
+
 FAMILIES: dict[str, "Family"] = {}
 """Families by ``config.model_type``; the dict is the listing."""
 
@@ -93,16 +95,24 @@ class Family:
     model_types:        the ``config.model_type`` values it serves.
     between_layers:     methods of the decoder that change hidden states between layers by a full-length visual mask
                         (DeepStack); called as (hidden, visual mask (B, L), embeddings (visual tokens, D)).
+    cuts_rows:          methods of the decoder that cut hidden states and all that goes with them to the last rows,
+                        where no later layer needs the others; the first they take and return are hidden states.
     tokenwise:          layer arguments with one entry per token, gathered with the hidden states: name -> dimension.
-    reads_position_ids: whether attention computes with ``position_ids`` beyond the rotary tables.
+    reads_position_ids: model types of decoders whose attention computes with ``position_ids`` beyond the rotary tables.
+    active_plane:       where hidden states are several planes (N, B, L, D): the field of the decoder's config that says
+                        which of them attention sees, and so policies do; "" where there is one.
+    text_is_base:       whether the decoder itself takes pixels and puts features into the prompt, see ``merger``.
     pools_after_projector: whether videos leave ``projector`` with more tokens than reach the prompt.
     step_argument:      argument of the base model that says how many seconds lie between the steps of each video.
     """
 
     model_types: tuple[str, ...] = ()
     between_layers: tuple[str, ...] = ()
+    cuts_rows: tuple[str, ...] = ()
     tokenwise: Mapping[str, int] = {}
-    reads_position_ids: bool = False
+    reads_position_ids: tuple[str, ...] = ("ministral3", "mistral4")
+    active_plane: str = ""
+    text_is_base: bool = False
     pools_after_projector: bool = False
     step_argument: str = ""
 
@@ -117,7 +127,24 @@ class Family:
     def decoder(self, model: nn.Module) -> nn.Module:
         """The text model whose ``layers`` are pruned."""
         base = self.base(model)
+        if self.text_is_base:
+            return base
         return base.language_model if hasattr(base, "language_model") else base.text_model
+
+    def merger(self, model: nn.Module) -> nn.Module:
+        """Of a base that is the decoder too: the part that encodes pictures and puts them into the prompt.
+
+        Its arguments, and those of the base, are what ``sources`` gets.
+        """
+        raise NotImplementedError(f"{type(self).__name__} says text_is_base and must define merger")
+
+    def kv_source(self, decoder: nn.Module) -> Mapping[int, int]:
+        """Layers that have no keys and values of their own -> the earlier layer whose they attend to."""
+        return kv_sources(decoder.config)
+
+    def attention_input(self, layer: nn.Module, hidden: Tensor) -> Tensor:
+        """(B, P, D) what a decoder layer's attention gets, of the layer's own input ``hidden``."""
+        return layer.input_layernorm(hidden)
 
     def towers(self, model: nn.Module) -> Mapping[str, nn.Module]:
         """The vision tower that encodes each modality ("image", "video")."""
