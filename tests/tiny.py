@@ -257,12 +257,12 @@ def new_turn(family: str, model: nn.Module, inputs: Batch, sequences: Tensor, im
     out["attention_mask"] = nn.functional.pad(old_mask, (0, out["input_ids"].shape[1] - start), value=1)
     new, told_again = (
         collate(family, tails, dtype),
-        {"input_ids", "attention_mask", "mm_token_type_ids", "token_type_ids"},
+        {"input_ids", "attention_mask", "mm_token_type_ids", "token_type_ids", "moe_mm_token_type_ids"},
     )
     for key in out.keys() - told_again:
         del out[key]
     out.update({key: value for key, value in new.items() if key not in told_again})
-    if family in MROPE_FAMILIES and (image or clip):  # positions need the grids of ALL, the encoder only the new ones
+    if has_mrope(family) and (image or clip):  # positions need the grids of ALL, the encoder only the new ones
         out["mm_encoder_outputs"] = {}
         for kind, pixels in (("image", "pixel_values"), ("video", "pixel_values_videos")):
             grid, encode = f"{kind}_grid_thw", getattr(model.model, f"get_{kind}_features")

@@ -215,29 +215,30 @@ def prune_layer(cache: Cache, index: int, hidden: Tensor, window: int | None, fr
         layers.append(cache.layer_class_to_replicate())
     layer = layers[index]
     if not isinstance(layer, PrunedLayer):
-        layer = layers[index] = _twin(layer, hidden, window, fresh)
+        layer = layers[index] = _twin(_widened(layer, layers, window), hidden, fresh)
     return layer
 
 
-def _like(layer, new):
+def _widened(layer, layers: list, window: int | None):
+    """Instead of an empty static layer for a window, one with room for all tokens: the model's own mask slides."""
+    if type(layer) is not StaticSlidingWindowLayer or layer.cumulative_length_int or not window:
+        return layer
+    full = [other.max_cache_len for other in layers if isinstance(other, StaticLayer) and not other.is_sliding]
+    # a cache that is smaller than the window never slides; otherwise layers without a window tell how much there may be
+    room = layer.max_cache_len if window > layer.max_cache_len else max(full, default=0)
+    if not room:
+        return layer
+    new = StaticLayer(room)
     new.is_sliding = layer.is_sliding
     return new
 
 
-def _twin(layer, hidden: Tensor, window: int | None, fresh: dict) -> PrunedLayer:
+def _twin(layer, hidden: Tensor, fresh: dict) -> PrunedLayer:
     plain, device = type(layer), hidden.device
-    if (
-        plain is StaticSlidingWindowLayer
-        and window
-        and window > layer.max_cache_len
-        and not layer.cumulative_length_int
-    ):
-        # the whole cache is smaller than the window, so nothing ever slides
-        return _twin(_like(layer, StaticLayer(layer.max_cache_len)), hidden, window, fresh)
     if plain not in (DynamicLayer, DynamicSlidingWindowLayer, StaticLayer):
         raise NotImplementedError(
             f"vtprune cannot prune a {plain.__name__}; it prunes DynamicLayer, DynamicSlidingWindowLayer and "
-            "StaticLayer. Use the default cache, or a static one that fits into every sliding window"
+            "StaticLayer. Use the default cache, or an empty static one of a model in which some layers see everything"
         )
     if plain is DynamicSlidingWindowLayer:
         held = layer.keys.shape[-2] if layer.get_seq_length() else 0

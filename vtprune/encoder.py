@@ -11,14 +11,56 @@ import inspect
 from collections.abc import Mapping
 from contextvars import ContextVar
 
+import torch
 from torch import nn
 
-from vtprune.families.base import Source
+from vtprune.families.base import Family, Source
+from vtprune.forward import CURRENT, Forward
 from vtprune.stopwatch import Stopwatch
 from vtprune.vision_signals import COLLECTED, spread_signals
 
 _NOTE = "_vtprune_sources"
 _PENDING: ContextVar[Mapping[str, int] | None] = ContextVar("vtprune_encoded", default=None)
+
+
+class Merging:
+    """Hooks of the part of a decoder that encodes pictures and puts them into its own prompt (``Family.merger``)."""
+
+    def __init__(self, pruner, model: nn.Module, module: nn.Module):
+        self.pruner, self.model = pruner, model
+        self.names = list(inspect.signature(module.forward).parameters)
+
+    def _forward(self) -> Forward | None:
+        if torch.compiler.is_compiling():
+            return None
+        forward = CURRENT.get()
+        return forward if forward is not None and forward.owner is self.pruner and forward.waits else None
+
+    def enter(self, module: nn.Module, args: tuple, kwargs: Mapping) -> None:
+        """Begins to collect what is seen in the tower."""
+        forward = self._forward()
+        if forward is not None:
+            collected: dict = {}
+            forward.merging = (collected, COLLECTED.set(collected), Stopwatch.start(self.model.device))
+
+    def leave(self, module: nn.Module, args: tuple, kwargs: Mapping, output) -> None:
+        """Writes down what was encoded; now it is known what the prompt holds. Also called after an error."""
+        forward = self._forward()
+        if forward is None:
+            return
+        collected, token, lap = forward.merging
+        forward.merging, forward.waits = None, False
+        COLLECTED.reset(token)
+        if output is None:
+            return
+        lap.stop(self.model.device)
+        arguments = {**dict(zip(self.names, args, strict=False)), **kwargs}
+        sources = self.pruner.family.sources(self.model, "image", arguments, ())
+        if sources:
+            noted = with_signals(self.pruner.family, self.model, "image", arguments, collected, sources)
+            self.pruner.encoded("image", noted, arguments)
+            self.pruner.report.vision_laps.append(lap)
+        self.pruner.begin(forward)
 
 
 class Recorder:
@@ -58,10 +100,17 @@ class Recorder:
     def _sources(self, arguments: Mapping, features, collected: Mapping) -> list[Source]:
         family = self.pruner.family
         sources = family.sources(self.model, self.kind, arguments, features)
-        if not collected:
-            return sources
-        signals = spread_signals(family, self.model, self.kind, arguments, collected, sources)
-        return [dataclasses.replace(s, signals=found) for s, found in zip(sources, signals, strict=True)]
+        return with_signals(family, self.model, self.kind, arguments, collected, sources)
+
+
+def with_signals(
+    family: Family, model: nn.Module, kind: str, arguments: Mapping, collected: Mapping, sources: list[Source]
+) -> list[Source]:
+    """The sources of an encoder call with what was collected in the tower meanwhile."""
+    if not collected:
+        return sources
+    signals = spread_signals(family, model, kind, arguments, collected, sources)
+    return [dataclasses.replace(s, signals=found) for s, found in zip(sources, signals, strict=True)]
 
 
 def encoded_sources(outputs: Mapping | None) -> dict[str, list[Source]]:

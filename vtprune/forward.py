@@ -106,6 +106,7 @@ class Forward:
     columns: (B, P) logical columns of this forward that the physical rows hold; None until something was pruned.
     valid:   (B, P) or None; False for pads that unequal counts made necessary. lengths: rows of each sample but pads.
     cut:     the decoder went on with the last columns alone, so that rows are those and nothing is left to gather.
+    waits:   the pictures of this forward are still to be encoded, with its attention ``mask``.
     plane:   which of several planes of hidden states policies see.
     arrival: what the cache layers from here on will store; None until something was pruned.
     """
@@ -127,6 +128,9 @@ class Forward:
         self.steps: list[Step] = []
         self.plain = True
         self.cut = False
+        self.waits = False
+        self.mask = None
+        self.merging: tuple | None = None
         self.plane = 0
         self.scattered = False
         self.engaged = False

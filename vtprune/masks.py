@@ -14,8 +14,8 @@ def narrow_mask(
     positions: Tensor,
     valid: Tensor | None,
     n: int,
-    start: int,
-    total: int,
+    start: int | Tensor,
+    total: int | Tensor,
     kind: str,
     dtype: torch.dtype,
 ):
@@ -25,7 +25,8 @@ def narrow_mask(
                additive, or a flex BlockMask. Columns of a window mask are the last ones of ``total``.
     columns:   (B, n) columns of this forward that the query rows hold, or None if no row was dropped in it.
     positions: (B, P) logical position of every key slot. valid: (B, P) or None.
-    start:     logical position of the forward's first column. total: logical length after it.
+    start:     logical position of the first of the n columns. total: logical length after them, () int64 for static
+               caches, whose slots may be more than that.
     kind:      the model's attention implementation; dtype: of its hidden states.
     Returns the same form of mask for (B, n) queries and (B, P) keys; None stays None when nothing must be hidden.
     """
@@ -36,14 +37,20 @@ def narrow_mask(
     if mask.dim() == 2:
         kept = mask.gather(1, positions)
         return kept if valid is None else kept * valid.to(kept.dtype)
-    offset = max(0, total - mask.shape[-1])
-    where = (positions - offset).clamp(min=0) if offset else positions
+    width = mask.shape[-1]
+    if isinstance(total, Tensor):
+        # a static cache has slots beyond what a mask for a window shows; those hold nothing yet
+        offset = (total - width).clamp(min=0)
+        where = (positions - offset).clamp(0, width - 1)
+    else:
+        offset = max(0, total - width)
+        where = (positions - offset).clamp(min=0) if offset else positions
     if columns is not None:
         (mask,) = gather_site([], [], mask=(mask, columns, where))
     else:
         mask = mask.expand(positions.shape[0], -1, -1, -1)
         mask = mask.gather(3, where[:, None, None, :].expand(-1, mask.shape[1], mask.shape[2], -1))
-    if offset:
+    if isinstance(offset, Tensor) or offset:
         seen = positions >= offset
         valid = seen if valid is None else valid & seen
     return mask if valid is None else _hide(mask, valid[:, None, None, :])

@@ -82,7 +82,9 @@ class LayerArguments:
             # slots that hold nothing are hidden in every case, also when all rows keep the same number
             positions, valid = layer.stored_tensors() if shared else layer.coming_tensors(n)
             columns = None if forward.cut else forward.columns
-            return narrow_mask(mask, columns, positions, valid, n, layer.logical_length, 0, kind, hidden.dtype)
+            start = layer.logical_length
+            total = start if shared else start + (forward.length if layer.arrival is None else layer.arrival.length)
+            return narrow_mask(mask, columns, positions, valid, n, start, total, kind, hidden.dtype)
         # the layer whose keys are shared has run, so it holds the keys of this forward already
         slots = None if layer is None else layer.slots if shared else layer.coming(n)
         key = (id(slots), id(mask), n, hidden.device)

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from vtprune import compat
 from vtprune.between import Added, Cut
 from vtprune.cache import PrunedLayer, PrunedStaticLayer
-from vtprune.encoder import Recorder, check_chunks, encoded_sources
+from vtprune.encoder import Merging, Recorder, check_chunks, encoded_sources
 from vtprune.families.base import Family, Source
 from vtprune.forward import CURRENT, Forward
 from vtprune.inside import InsideSite
@@ -69,6 +69,11 @@ class Pruner:
         # this one stays, so that a mask in a decode step is seen
         enter = functools.partial(self._enter_layer, self.plan.first)
         hook(self.layers[self.plan.first].register_forward_pre_hook(enter, with_kwargs=True))
+        if self.family.text_is_base:
+            module = self.family.merger(model)
+            merging = Merging(self, model, module)
+            hook(module.register_forward_pre_hook(merging.enter, with_kwargs=True))
+            hook(module.register_forward_hook(merging.leave, with_kwargs=True, always_call=True))
         for module, watch in self.sight.tower_hooks(model):
             hook(module.register_forward_pre_hook(watch, with_kwargs=True))
         for module, watch in self.sight.projector_hooks(model):
@@ -188,7 +193,15 @@ class Pruner:
                 "vtprune prunes at inference; this model is in training mode with gradients. Call model.eval(), or "
                 "vtprune.unwrap(model) before training"
             )
-        real = self._real(forward, bound.get("attention_mask"))
+        forward.mask = bound.get("attention_mask")
+        # a base that is the decoder encodes its pictures within this call
+        forward.waits = self.family.text_is_base and forward.ids is not None
+        if not forward.waits:
+            self.begin(forward)
+
+    def begin(self, forward: Forward) -> None:
+        """What the prompt holds is known: the layers may prune."""
+        real = self._real(forward, forward.mask)
         names = list(self.placeholders)
         is_video = forward.kinds == (names.index("video") if "video" in names else -2)
         encoded = with_seconds(forward.encoded, self.frames_per_step, forward.per_step, is_video)
@@ -305,9 +318,8 @@ class Pruner:
         if not isinstance(layer, PrunedStaticLayer) or not layer.trimmed:
             return None
         positions, valid = layer.coming_tensors(1) if source is None else layer.stored_tensors()
-        mask = narrow_mask(
-            kwargs["attention_mask"], None, positions, valid, 1, layer.logical_length, 0, "sdpa", hidden.dtype
-        )
+        total = layer.logical_length + (1 if source is None else 0)
+        mask = narrow_mask(kwargs["attention_mask"], None, positions, valid, 1, total - 1, total, "sdpa", hidden.dtype)
         kwargs = {**kwargs, "attention_mask": mask}
         if layer.shift is not None:
             ids = kwargs["position_ids"] - layer.shift[:, None]
