@@ -9,6 +9,7 @@ beams, second turns and threads do not disturb each other.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
 
@@ -23,6 +24,7 @@ from transformers.cache_utils import (
 )
 
 from vtprune.slots import Slots
+from vtprune.states import check_rollback
 
 
 @dataclass(frozen=True)
@@ -54,6 +56,8 @@ class PrunedDynamicLayer(PrunedLayer):
     """Mixed in before ``DynamicLayer``. ``slots`` says what is stored."""
 
     slots: Slots
+    beside: Sequence = ()
+    """All layers of the cache."""
 
     def coming(self, n: int) -> Slots:
         """The slots after the next ``update`` with ``n`` tokens."""
@@ -91,6 +95,7 @@ class PrunedDynamicLayer(PrunedLayer):
             tokens_to_remove = min(0, tokens_to_remove - self.slots.length)
         if tokens_to_remove == 0 or not self.is_initialized:
             return
+        check_rollback(self.beside)
         self.slots = self.slots.crop(-tokens_to_remove)
         self.keys, self.values = (t[..., :tokens_to_remove, :] for t in (self.keys, self.values))
 
@@ -216,6 +221,7 @@ def prune_layer(cache: Cache, index: int, hidden: Tensor, window: int | None, fr
     layer = layers[index]
     if not isinstance(layer, PrunedLayer):
         layer = layers[index] = _twin(_widened(layer, layers, window), hidden, fresh)
+        layer.beside = layers
     return layer
 
 

@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from transformers import masking_utils
 
 
 def with_attention(config: Any, implementation: str) -> Any:
@@ -88,6 +89,14 @@ def kv_sources(config: Any) -> dict[int, int]:
         else:
             last[kind] = index
     return sources
+
+
+def has_state_masks() -> bool:
+    """Whether layers that keep a state are given a mask (B, q) of the columns of the forward, at any batch size.
+
+    Before 5.23 the mask was left out for one sample, and padding got into the state.
+    """
+    return hasattr(masking_utils, "create_recurrent_attention_mask")
 
 
 def rotary(decoder: Any, index: int, hidden: Tensor, position_ids: Tensor) -> Any:

@@ -12,6 +12,7 @@ from vtprune.apply import gather_rows
 from vtprune.cache import PrunedDynamicLayer, PrunedLayer, PrunedStaticLayer, live_layer, prune_layer
 from vtprune.families.base import Family
 from vtprune.forward import Forward
+from vtprune.linear import check_linear, linear_mask
 from vtprune.masks import narrow_mask
 from vtprune.ragged import RaggedMask, packs
 from vtprune.slots import Slots
@@ -39,8 +40,8 @@ def knows(name: str, family: Family) -> bool:
 class LayerArguments:
     """Narrows what the decoder of one wrapped model hands to its layers. Layers pruned alike share the results."""
 
-    def __init__(self, decoder: nn.Module, family: Family, ragged: str):
-        self.decoder, self.family, self.ragged = decoder, family, ragged
+    def __init__(self, decoder: nn.Module, family: Family, ragged: str, linear: frozenset[int] = frozenset()):
+        self.decoder, self.family, self.ragged, self.linear = decoder, family, ragged, linear
         self.sources = family.kv_source(decoder)
         self.reads_position_ids = decoder.config.model_type in family.reads_position_ids
 
@@ -49,7 +50,12 @@ class LayerArguments:
         return None if cache is None else live_layer(cache, self.sources.get(index, index))
 
     def shift(self, bound: Mapping, index: int) -> Tensor | None:
-        """(B,) by how much earlier turns renumbered this layer's positions; None for original positions."""
+        """(B,) by how much earlier turns renumbered this layer's positions; None for original positions.
+
+        Linear layers have no positions; what is dropped before one is dropped for the attention layer behind it.
+        """
+        while index in self.linear:
+            index += 1
         layer = self.stored(bound.get("past_key_values"), index)
         if isinstance(layer, PrunedDynamicLayer):
             return layer.slots.shift
@@ -57,6 +63,8 @@ class LayerArguments:
 
     def prefill(self, forward: Forward, index: int, hidden: Tensor, bound: dict) -> dict | None:
         """The layer's other arguments for the physical rows of a prefill; None if they stay as they are."""
+        if index in self.linear:
+            return None if forward.columns is None else self._linear(forward, index, hidden, bound)
         cache = bound.get("past_key_values")
         layer = self.stored(cache, index)
         if forward.columns is not None:
@@ -74,6 +82,13 @@ class LayerArguments:
         if shift is not None and forward.positions != "compact-decode":
             out.update(self.renumbered(forward, index, hidden, bound, shift))
         return out
+
+    def _linear(self, forward: Forward, index: int, hidden: Tensor, bound: dict) -> dict:
+        """The same for a layer that keeps a state; its cache layer stays as it is."""
+        check_linear(forward, self.decoder, index, bound)
+        self._check_arguments(bound, forward)
+        mask = linear_mask(forward, bound.get("attention_mask"), hidden.device)
+        return {**bound, "attention_mask": mask, **self._gathered(forward, bound)}
 
     def mask(self, forward: Forward, index: int, layer, hidden: Tensor, mask):
         n, shared = hidden.shape[-2], index in self.sources

@@ -25,6 +25,7 @@ class Plan:
 
     before: layer index -> sites served right before that layer. inside: layers with a site after their attention.
     first:  the first layer that needs a hook. moved: sites served elsewhere than asked, with the reason.
+    linear: layers that keep a state instead of keys and values.
     notes:  what else the user should know.
     """
 
@@ -32,6 +33,7 @@ class Plan:
         self.policy, self.wanted = policy, positions
         decoder = family.decoder(model)
         self.depth = len(decoder.layers)
+        self.linear = family.linear_layers(model)
         self.before: dict[int, list[float]] = {}
         self.inside: set[int] = set()
         self.moved: dict[float, str] = {}

@@ -26,10 +26,11 @@ from vtprune.layout import build_layout
 from vtprune.masks import narrow_mask
 from vtprune.narrow import LayerArguments
 from vtprune.plan import Plan
-from vtprune.refuse import check_planes
+from vtprune.refuse import check_call, check_planes
 from vtprune.report import Report
 from vtprune.seconds import with_seconds
 from vtprune.sight import Sight
+from vtprune.states import check_places
 
 _LOCK = threading.Lock()
 """Guards the hooks on layers of all pruners; held for microseconds, and kept out of what is copied or pickled."""
@@ -48,7 +49,7 @@ class Pruner:
         self.names = {name: list(inspect.signature(module.forward).parameters) for name, module in modules.items()}
         self.plane = getattr(self.decoder.config, family.active_plane) if family.active_plane else 0
         self.report = Report(model, family, plan)
-        self.arguments = LayerArguments(self.decoder, family, ragged)
+        self.arguments = LayerArguments(self.decoder, family, ragged, plan.linear)
         self.sight = Sight(self)
         self.handles: list = []
         self.layer_handles: list = []
@@ -193,6 +194,9 @@ class Pruner:
                 "vtprune prunes at inference; this model is in training mode with gradients. Call model.eval(), or "
                 "vtprune.unwrap(model) before training"
             )
+        check_call(self.decoder, bound)
+        if cache is not None:
+            check_places(cache, self.decoder, self.plan.linear)
         forward.mask = bound.get("attention_mask")
         # a base that is the decoder encodes its pictures within this call
         forward.waits = self.family.text_is_base and forward.ids is not None

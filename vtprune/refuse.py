@@ -1,14 +1,18 @@
 """Models that cannot be pruned yet are refused by ``wrap``, with the reason, before anything is hooked."""
 
 import inspect
+from collections.abc import Mapping
 
 from torch import Tensor, nn
 
-from vtprune.compat import attention_kind
+from vtprune import compat
 from vtprune.families.base import Family
 from vtprune.narrow import knows
 
-_STATEFUL = ("linear_attention", "conv", "mamba", "recurrent", "hybrid")
+_BOTH = ("hybrid", "mamba", "recurrent")
+"""Words in the kinds of layers that attend and keep a state, or are of no kind that was tried."""
+
+_PACKED = ("cu_seq_lens_q", "cu_seq_lens_k", "cu_seqlens", "seq_idx")
 
 
 def check_model(model: nn.Module, family: Family) -> None:
@@ -22,12 +26,18 @@ def check_model(model: nn.Module, family: Family) -> None:
     name, config = type(decoder).__name__, decoder.config
     if not isinstance(getattr(decoder, "layers", None), nn.ModuleList) or not len(decoder.layers):
         raise NotImplementedError(f"{name} has no list of decoder layers called `layers`; vtprune prunes between those")
-    kinds = set(getattr(config, "layer_types", None) or ())
-    stateful = sorted(kind for kind in kinds if any(word in kind for word in _STATEFUL))
-    if stateful or any(not hasattr(layer, "self_attn") for layer in decoder.layers):
-        what = ", ".join(stateful) or type(next(m for m in decoder.layers if not hasattr(m, "self_attn"))).__name__
+    linear = family.linear_layers(model)
+    others = {_kind(decoder, i) for i, layer in enumerate(decoder.layers) if _is_other(decoder, layer, i, i in linear)}
+    if others or len(linear) == len(decoder.layers):
+        what = ", ".join(sorted(others)) or "no attention at all"
         raise NotImplementedError(
-            f"{name} has layers without plain self-attention ({what}); vtprune cannot prune them yet"
+            f"{name} has layers without plain self-attention ({what}); vtprune cannot prune them yet. Beside "
+            f"self-attention it knows layers of the kinds {', '.join(sorted(family.linear_types))}"
+        )
+    if linear and not compat.has_state_masks():
+        raise NotImplementedError(
+            f"{name} has linear layers, whose padding this version of transformers does not mask as vtprune expects; "
+            "update transformers to 5.23 or later"
         )
     _check_arguments(decoder, family)
     crossed = [type(layer).__name__ for layer in decoder.layers if any("cross" in n for n, _ in layer.named_children())]
@@ -51,7 +61,7 @@ def _check_arguments(decoder: nn.Module, family: Family) -> None:
                     "token; vtprune does not know how to prune it. List it in `tokenwise` of "
                     f"{type(family).__name__} in vtprune/families/"
                 )
-    if decoder.config.model_type in family.reads_position_ids and "flash" in attention_kind(decoder.config):
+    if decoder.config.model_type in family.reads_position_ids and "flash" in compat.attention_kind(decoder.config):
         raise NotImplementedError(
             f"{name} computes with position ids in its attention, and FlashAttention takes those of a pruned prompt, "
             "which have gaps, for several packed sequences. Load the model with attn_implementation='sdpa'"
@@ -65,4 +75,30 @@ def check_planes(hidden: Tensor, family: Family, decoder: nn.Module) -> None:
             f"{type(decoder).__name__} hands its layers hidden states of shape {tuple(hidden.shape)}; vtprune prunes "
             "(batch, tokens, width), and planes of it where the family names the active one: see active_plane in "
             "vtprune/families/base.py"
+        )
+
+
+def _is_other(decoder: nn.Module, layer: nn.Module, index: int, linear: bool) -> bool:
+    """Whether a layer is neither plain self-attention nor linear."""
+    kind = compat.layer_type(decoder, index) or ""
+    return linear == hasattr(layer, "self_attn") or any(word in kind for word in _BOTH)
+
+
+def _kind(decoder: nn.Module, index: int) -> str:
+    return compat.layer_type(decoder, index) or type(decoder.layers[index]).__name__
+
+
+def check_call(decoder: nn.Module, bound: Mapping) -> None:
+    """Raises NotImplementedError for arguments of a forward that mean the unpruned sequence inside its layers."""
+    packed = [name for name in _PACKED if bound.get(name) is not None]
+    if packed:
+        raise NotImplementedError(
+            f"packed sequences ({', '.join(packed)}) cannot be pruned: their borders are counted in unpruned tokens. "
+            "Pass a batch with an attention_mask"
+        )
+    routed = bound.get("output_router_logits")
+    if routed or (routed is None and getattr(decoder.config, "output_router_logits", False)):
+        raise NotImplementedError(
+            "output_router_logits=True asks for one row of each layer's router per token, and layers behind a site see "
+            "fewer tokens. Set it to False, or call vtprune.unwrap(model) first"
         )

@@ -318,7 +318,8 @@ def measured_bytes(cache) -> int | None:
         return None
     total = 0
     for layer in cache.layers:
-        if layer.keys is None or not layer.keys.numel():
+        keys = getattr(layer, "keys", None)
+        if keys is None or not keys.numel():
             continue
         share = 1.0
         if hasattr(layer, "max_cache_len"):

@@ -102,6 +102,7 @@ class Family:
     active_plane:       where hidden states are several planes (N, B, L, D): the field of the decoder's config that says
                         which of them attention sees, and so policies do; "" where there is one.
     text_is_base:       whether the decoder itself takes pixels and puts features into the prompt, see ``merger``.
+    linear_types:       kinds in the decoder's ``config.layer_types`` whose layers keep a state, not keys and values.
     pools_after_projector: whether videos leave ``projector`` with more tokens than reach the prompt.
     step_argument:      argument of the base model that says how many seconds lie between the steps of each video.
     """
@@ -113,6 +114,7 @@ class Family:
     reads_position_ids: tuple[str, ...] = ("ministral3", "mistral4")
     active_plane: str = ""
     text_is_base: bool = False
+    linear_types: frozenset[str] = frozenset({"linear_attention", "conv"})
     pools_after_projector: bool = False
     step_argument: str = ""
 
@@ -145,6 +147,11 @@ class Family:
     def attention_input(self, layer: nn.Module, hidden: Tensor) -> Tensor:
         """(B, P, D) what a decoder layer's attention gets, of the layer's own input ``hidden``."""
         return layer.input_layernorm(hidden)
+
+    def linear_layers(self, model: nn.Module) -> frozenset[int]:
+        """The decoder layers that keep a state instead of keys and values: linear attention, short convolutions."""
+        kinds = getattr(self.decoder(model).config, "layer_types", None) or ()
+        return frozenset(index for index, kind in enumerate(kinds) if kind in self.linear_types)
 
     def towers(self, model: nn.Module) -> Mapping[str, nn.Module]:
         """The vision tower that encodes each modality ("image", "video")."""
