@@ -80,6 +80,7 @@ def test_wrong_places_are_refused():
 
 
 def test_a_decoder_without_a_last_norm_is_refused_before_the_first_prompt():
-    family = SimpleNamespace(decoder=lambda model: SimpleNamespace(layers=[None] * 4))
+    decoder = SimpleNamespace(layers=[None] * 4)
+    family = SimpleNamespace(decoder=lambda model: decoder, linear_layers=lambda model: frozenset())
     with pytest.raises(NotImplementedError, match="final_norm.*has none"):
         check_needs(Look("final_norm"), family, None)

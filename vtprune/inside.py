@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from vtprune.forward import CURRENT, Forward
+from vtprune.parts import mixer_of
 from vtprune.tokens import inside
 
 
@@ -27,7 +28,7 @@ class InsideSite:
         """Registers the hooks and returns their handles."""
         layer = self.layer
         return [
-            layer.self_attn.register_forward_hook(self._after_attention, with_kwargs=True),
+            mixer_of(layer).register_forward_hook(self._after_attention, with_kwargs=True),
             layer.post_attention_layernorm.register_forward_pre_hook(self._before_norm),
             layer.mlp.register_forward_hook(self._after_mlp),
             layer.register_forward_hook(self._after_layer),

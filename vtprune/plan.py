@@ -10,6 +10,7 @@ from torch import nn
 from vtprune import compat
 from vtprune.families.base import Family
 from vtprune.policies.base import Policy
+from vtprune.signals import served_elsewhere
 from vtprune.tokens import BEFORE_LLM, ModelFacts, site_name
 
 POSITIONS = ("original", "compact", "compact-decode")
@@ -42,7 +43,7 @@ class Plan:
         self.first = min([*self.before, *self.inside], default=0)
         self._check_shared(decoder, family)
         self.line = compat.has_line_positions(decoder)
-        self.notes = list(getattr(policy, "notes", ()))
+        self.notes = [*getattr(policy, "notes", ()), *served_elsewhere(policy, self.linear)]
         self._check_positions(decoder, policy)
 
     def _place(self, site: float, decoder: nn.Module) -> None:
@@ -142,11 +143,14 @@ def check_sites(policy: Policy, depth: int) -> None:
 
 
 def has_plain_residuals(decoder: nn.Module, index: int) -> bool:
-    """Whether a layer is exactly x + attention(norm(x)), then x + mlp(norm(x)), so that hooks can meet in between."""
+    """Whether a layer is exactly x + attention(norm(x)), then x + mlp(norm(x)), so that hooks can meet in between.
+
+    Linear attention stands for attention.
+    """
     layer = decoder.layers[index]
-    children = {name for name, _ in layer.named_children()}
+    children = {name for name, _ in layer.named_children()} - {"self_attn", "linear_attn"}
     scaled = getattr(decoder.config, "residual_multiplier", 1.0) != 1.0
-    if children != {"self_attn", "mlp", "input_layernorm", "post_attention_layernorm"} or scaled:
+    if children != {"mlp", "input_layernorm", "post_attention_layernorm"} or scaled:
         return False
     # an MLP that is told about tokens (Ernie 4.5: which are visual) would be told of those that are gone
     return len(inspect.signature(layer.mlp.forward).parameters) == 1

@@ -237,7 +237,7 @@ class Report:
         for b, row in enumerate(self.last.layout.rows if self.last else ()):
             for record in self.sites:
                 for need in needed(self.policy):
-                    layer = row_layer(need, record.site) if _read(need, record) else None
+                    layer = row_layer(need, record.site, self._plan.linear) if _read(need, record) else None
                     if layer is not None and record.before[b]:
                         rows = 1 if need.name == "last_query_attention" else len(row.text)
                         length = self.last.lengths[b][layer.index]

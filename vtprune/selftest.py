@@ -33,8 +33,8 @@ def self_test(model: nn.Module, family: Family) -> None:
     name = f"{type(model).__name__} (model_type {model.config.model_type!r})"
     if family.linear_layers(model):
         raise NotImplementedError(
-            f"{name} has layers that keep a state, in which a hidden token is not a dropped one, so vtprune cannot test "
-            "itself on it. Write a family: see vtprune/families/base.py"
+            f"{name} has layers that keep a state, in which a hidden token is not a dropped one, so vtprune cannot "
+            "test itself on it. Write a family: see vtprune/families/base.py"
         )
     decoder, depth = family.decoder(model), len(family.decoder(model).layers)
     was_training = model.training

@@ -11,11 +11,12 @@ from torch import Tensor, nn
 from vtprune.attention import attention_inputs
 from vtprune.cache import PrunedStaticLayer, live_layer
 from vtprune.forward import CURRENT, Forward
+from vtprune.parts import last_norm, mixer_of, mlp_of
 from vtprune.rank import RANK, layer_rank, real_rows
 from vtprune.report import SiteRecord
 from vtprune.signals import PROJECTED, UNPROJECTED, Need, needed, row_attention, row_layer
 from vtprune.tokens import site_name
-from vtprune.transition import Transitions, mlp_of, physical
+from vtprune.transition import Transitions, physical
 from vtprune.unprojected import joined, unprojected_hooks
 from vtprune.unrotated import UNROTATED, unrotated
 from vtprune.vision_signals import COLLECTED, FeatureTap, vision_taps
@@ -39,7 +40,7 @@ class Sight:
         last: dict[int, float] = {}
         for site in self.pruner.plan.policy.sites:
             for need in self.rows:
-                row = row_layer(need, site)
+                row = row_layer(need, site, self.pruner.plan.linear)
                 if row is not None and not row.peek:
                     last[row.index] = site
         return last
@@ -66,7 +67,7 @@ class Sight:
         pairs = []
         for index in sorted(self.transitions):
             layer = self.pruner.layers[index]
-            pairs.append((layer.self_attn, partial(self._see, index, "attention")))
+            pairs.append((mixer_of(layer), partial(self._see, index, "attention")))
             pairs.append((mlp_of(layer), partial(self._see, index, "mlp")))
         return pairs
 
@@ -107,8 +108,10 @@ class Sight:
                     serve[need.text] = partial(forward.transitions.rows, need, b, logical, hidden.device)
             elif need.kind == "norm":
                 serve[need.text] = partial(self._normed, forward, need, hidden, b)
-            elif (layer := row_layer(need, site)) is not None:
+            elif (layer := row_layer(need, site, self.pruner.plan.linear)) is not None:
                 serve[need.text] = partial(self._read, forward, need, layer, (index, hidden, bound), b)
+            elif row_layer(need, site) is not None:
+                serve[need.text] = partial(_refuse, need, site)
         return Signals(forward, forward.serving, serve)
 
     def served(self, forward: Forward, site: float) -> None:
@@ -141,7 +144,7 @@ class Sight:
         sample = forward.samples[b]
         rows = sample.text if need.name.startswith("text") else sample.visual
         with torch.no_grad():
-            return self.pruner.decoder.norm(forward.seen(hidden)[b][rows.to(hidden.device)])
+            return last_norm(self.pruner.decoder)(forward.seen(hidden)[b][rows.to(hidden.device)])
 
     def _layer_keys(self, forward: Forward, need: Need, layer, b: int) -> Tensor:
         inputs, columns = forward.captured[("peek", layer.index) if layer.peek else layer.index]
@@ -226,6 +229,13 @@ class Sight:
         if not peek:
             return stored
         return torch.cat([stored, _own_keys(attn, inputs)], 2)
+
+
+def _refuse(need: Need, site: float) -> Tensor:
+    raise ValueError(
+        f"{need.text!r} was read at {site_name(site)}, before any layer with attention has run: the layers before it "
+        "are linear. Choose later sites for this policy"
+    )
 
 
 def _own_keys(attn: nn.Module, inputs: Mapping) -> Tensor:

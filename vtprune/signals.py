@@ -7,7 +7,7 @@ A need is a name of ``SIGNALS``, with a colon and a place where the default is n
 
 import difflib
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from vtprune.attention import allowed_keys, attention_inputs, projects_apart
 from vtprune.compat import attention_window
 from vtprune.families.base import Family
+from vtprune.parts import last_norm
 from vtprune.tokens import BEFORE_LLM, site_name
 from vtprune.unrotated import UNROTATED
 from vtprune_kernels.attention_columns import Visible
@@ -145,8 +146,19 @@ class RowLayer:
     peek: bool
 
 
-def row_layer(need: Need, site: float) -> RowLayer | None:
-    """Which layer serves a need of decoder rows or keys at ``site``; None if no layer that could has run by then."""
+def row_layer(need: Need, site: float, linear: Collection[int] = ()) -> RowLayer | None:
+    """Which layer serves a need of decoder rows or keys at ``site``; None if no layer that could has run by then.
+
+    linear: layers without attention. In place of such a one the last attention layer before it serves.
+    """
+    asked = _asked_layer(need, site)
+    if asked is None or asked.index not in linear:
+        return asked
+    before = [index for index in range(asked.index) if index not in linear]
+    return RowLayer(before[-1], False) if before else None
+
+
+def _asked_layer(need: Need, site: float) -> RowLayer | None:
     if need.where == "peek":
         # inside a layer there is no layer about to run
         return RowLayer(max(0, int(site)), True) if site == int(site) else None
@@ -155,16 +167,28 @@ def row_layer(need: Need, site: float) -> RowLayer | None:
     return RowLayer(index, False) if 0 <= index <= done else None
 
 
+def served_elsewhere(policy: Any, linear: Collection[int]) -> list[str]:
+    """A sentence for each need of decoder rows or keys that another layer serves, as the one asked has no attention."""
+    notes = []
+    for need in needed(policy) if linear else ():
+        if need.kind in ("rows", "keys"):
+            layers = {site: row_layer(need, site, linear) for site in policy.sites}
+            moved = {site: layer for site, layer in layers.items() if layer and layer != _asked_layer(need, site)}
+            where = ", ".join(f"layer {layer.index} at {site_name(site)}" for site, layer in moved.items())
+            notes += [f"{need.text} comes from the last layer with attention: {where}"] if moved else []
+    return notes
+
+
 def check_needs(policy: Any, family: Family, model: nn.Module) -> tuple[Need, ...]:
     """The needs of a policy, after making sure that this model can serve each of them at one of its sites at least.
 
     Raises ValueError that says which need, why not, and what to ask for instead.
     """
     needs = needed(policy)
-    layers = len(family.decoder(model).layers)
+    layers, linear = len(family.decoder(model).layers), family.linear_layers(model)
     for need in needs:
         if need.kind in ("rows", "keys"):
-            _check_rows(need, tuple(policy.sites), layers)
+            _check_rows(need, tuple(policy.sites), layers, linear)
         elif need.kind == "transition":
             _check_transition(need, tuple(policy.sites), layers)
         elif need.name == PROJECTED:
@@ -173,16 +197,23 @@ def check_needs(policy: Any, family: Family, model: nn.Module) -> tuple[Need, ..
             _check_unprojected(need, family, model)
         elif need.kind == "tower":
             _check_tower(need, family, model)
-        elif not hasattr(family.decoder(model), "norm"):
+        elif last_norm(family.decoder(model)) is None:
             raise NotImplementedError(
                 f"{need.text!r} takes the norm after the decoder's last layer, and {type(model).__name__} has none by "
-                "the name of norm: choose a policy without this signal"
+                "the name of norm or embedding_norm: choose a policy without this signal"
             )
     return needs
 
 
-def _check_rows(need: Need, sites: Iterable[float], layers: int) -> None:
-    found = [layer for site in sites if (layer := row_layer(need, site))]
+def _check_rows(need: Need, sites: Iterable[float], layers: int, linear: Collection[int]) -> None:
+    found = [layer for site in sites if (layer := row_layer(need, site, linear))]
+    if not found and any(_asked_layer(need, site) for site in sites):
+        first = min(set(range(layers)) - set(linear))
+        raise ValueError(
+            f"{need.text!r} looks at attention, and the first layer of this decoder that has any is layer {first}; the "
+            f"policy's sites ({', '.join(site_name(site) for site in sites)}) lie before. Choose a site of {first + 1} "
+            "or more"
+        )
     if not found:
         where = ", ".join(site_name(site) for site in sites)
         raise ValueError(

@@ -1,4 +1,4 @@
-"""Cache layers that hold states instead of keys and values: what convolutions look back to, what linear attention keeps.
+"""Cache layers that hold states instead of keys and values: windows of convolutions, memories of linear attention.
 
 They stay as transformers makes them: there is nothing positional in a state, so pruning has nothing to change in it.
 """

@@ -31,17 +31,6 @@ def transition(x: Tensor, out: Tensor, real: Tensor, unsigned: bool = False) -> 
     return out.norm(dim=-1) / x.norm(dim=-1).clamp(min=torch.finfo(x.dtype).tiny) * share
 
 
-def mlp_of(layer: nn.Module) -> nn.Module:
-    """The MLP or mixture of experts of a decoder layer. Raises NotImplementedError when it has another name."""
-    for name in ("mlp", "feed_forward", "block_sparse_moe"):
-        if hasattr(layer, name):
-            return getattr(layer, name)
-    raise NotImplementedError(
-        f"cannot find the MLP in {type(layer).__name__}, so token transitions cannot be read; choose a policy without "
-        "the signal 'transition'"
-    )
-
-
 class Transitions:
     """What was seen in one forward, by signal name, layer and module."""
 

@@ -359,7 +359,7 @@ def test_mrope_models_keep_their_positions_and_say_so():
 
 
 def test_a_model_without_an_mlp_by_a_known_name_is_refused():
-    from vtprune.transition import mlp_of
+    from vtprune.parts import mlp_of
 
     with pytest.raises(NotImplementedError, match="cannot find the MLP in Linear"):
         mlp_of(nn.Linear(2, 2))

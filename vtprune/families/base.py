@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from vtprune.compat import kv_sources
+from vtprune.parts import norm_before
 
 FAMILIES: dict[str, "Family"] = {}
 """Families by ``config.model_type``; the dict is the listing."""
@@ -146,7 +147,7 @@ class Family:
 
     def attention_input(self, layer: nn.Module, hidden: Tensor) -> Tensor:
         """(B, P, D) what a decoder layer's attention gets, of the layer's own input ``hidden``."""
-        return layer.input_layernorm(hidden)
+        return norm_before(layer)(hidden)
 
     def linear_layers(self, model: nn.Module) -> frozenset[int]:
         """The decoder layers that keep a state instead of keys and values: linear attention, short convolutions."""
