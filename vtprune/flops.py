@@ -5,6 +5,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from vtprune import flops_linear
+
 Length = int | tuple[int, int]
 """Tokens that a layer processes; a pair (attention, MLP) where a site lies inside the layer."""
 
@@ -26,9 +28,11 @@ class Flops:
     """Floating-point operations, 2 for each multiply-accumulate; norms, rotary, softmax and embedding are not counted.
 
     linear:           matrices applied to tokens: projections, MLPs, convolutions, the head.
-    attention:        QK^T and PV in full: every query with every key of its call, masked or not.
+    attention:        QK^T and PV in full: every query with every key of its call, masked or not. Of gated delta nets
+                      what a prefill computes in chunks, their triangular solves aside.
     attention_causal: QK^T and PV of the pairs that the mask allows: key not after query; in a vision tower: same image.
-                      Sliding windows, and image blocks that see both ways, are not looked at.
+                      Sliding windows, and image blocks that see both ways, are not looked at. Of gated delta nets what
+                      takes a state from token to token.
     """
 
     linear: int = 0
@@ -146,8 +150,13 @@ def decoder_flops(
     past:         (layers,) keys that each layer finds in its cache, to which new tokens attend too; none by default.
     mlp_matrices: 3 with a gate, 2 without; by default 2 for the model types in ``UNGATED``.
     Raises:       ValueError for lengths that do not fit the config, NotImplementedError for mixtures of experts, for
-                  latent, shared or linear attention and for per-layer inputs.
+                  latent or shared attention, for per-layer inputs and for linear layers, except those of
+                  ``flops_linear.KNOWN``.
     """
+    if flops_linear.is_hybrid(text_config):
+        layers = text_config.num_hidden_layers
+        pairs, held = _pairs(lengths, layers), [n for n, _ in _pairs([0] * layers if past is None else past, layers)]
+        return flops_linear.hybrid_flops(text_config, pairs, held, decoder_flops)
     sizes = _sizes(text_config, mlp_matrices)
     pairs = _pairs(lengths, sizes.layers)
     before = [n for n, _ in _pairs([0] * sizes.layers if past is None else past, sizes.layers)]
@@ -165,6 +174,9 @@ def decode_flops(text_config: Any, lengths: Sequence[Length], steps: int, *, mlp
     """
     if steps < 0:
         raise ValueError(f"steps is the number of one-token forwards, 0 or more; got {steps}")
+    if flops_linear.is_hybrid(text_config):
+        pairs = _pairs(lengths, text_config.num_hidden_layers)
+        return flops_linear.hybrid_decode_flops(text_config, pairs, steps, decode_flops)
     sizes = _sizes(text_config, mlp_matrices)
     keys = sum(steps * n + steps * (steps + 1) // 2 for n, _ in _pairs(lengths, sizes.layers))
     linear = 2 * (sizes.projections + sizes.mlp) * steps * sizes.layers
@@ -196,7 +208,8 @@ def attention_rows_flops(
     """
     n_query, n_key, size = _heads(config)
     query_rows = n_rows if query_rows is None else query_rows
-    projected = query_rows * n_query + value_rows * n_key + (n_keys * n_key if peek else 0)
+    gated = getattr(config, "model_type", None) in flops_linear.GATED_QUERIES
+    projected = query_rows * n_query * (1 + gated) + value_rows * n_key + (n_keys * n_key if peek else 0)
     scores = 2 * n_rows * n_keys * n_query * size
     return Flops(2 * _width(config) * size * projected, scores, scores)
 
@@ -206,8 +219,12 @@ def kv_bytes(text_config: Any, lengths: Sequence[Length], dtype_size: int) -> in
 
     lengths:    (layers,) cached tokens; of a pair (attention, MLP) the first.
     dtype_size: bytes per number: 2 for bfloat16 and float16, 4 for float32.
-    Layers with a sliding window count in full, as a pruned cache keeps them; an unpruned one may hold less.
+    Layers with a sliding window count in full, as a pruned cache keeps them; an unpruned one may hold less. Layers that
+    keep a state have no keys and values: see ``flops_linear.state_bytes_of``.
     """
+    if flops_linear.is_hybrid(text_config):
+        held = [_pairs(lengths, text_config.num_hidden_layers)[i] for i in flops_linear.attending(text_config)]
+        return kv_bytes(flops_linear.attention_config(text_config), held, dtype_size)
     _refuse_unknown(text_config)
     _, n_key, size = _heads(text_config)
     tokens = sum(n for n, _ in _pairs(lengths, _number(text_config, "num_hidden_layers")))

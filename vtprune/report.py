@@ -11,6 +11,7 @@ from vtprune import flops
 from vtprune.flops_vision import vision_flops
 from vtprune.kept import Kept, kept_of
 from vtprune.layout import Layout
+from vtprune.states import state_bytes
 from vtprune.stopwatch import Stopwatch
 from vtprune.tokens import site_name
 
@@ -56,6 +57,7 @@ class Prefill:
     lengths: list[list[int | tuple[int, int]]] = field(default_factory=list)
     past: list[list[int]] = field(default_factory=list)
     kv_bytes: int | None = None
+    state_bytes: int = 0
     dtype_size: int = 4
 
 
@@ -94,7 +96,7 @@ class Report:
         text = [int(sample.row.real.sum()) for sample in forward.samples]
         total = [n - len(offered) for n, offered in zip(text, record.offered, strict=True)]
         record.lengths = [self._lengths(record, b, total[b]) for b in range(len(total))]
-        record.kv_bytes = measured_bytes(cache)
+        record.kv_bytes, record.state_bytes = measured_bytes(cache), state_bytes(cache)
         record.dtype_size = self._model.get_input_embeddings().weight.element_size()
         record.past = [[0] * depth for _ in total]
         self.last = record
@@ -173,6 +175,11 @@ class Report:
     def kv_bytes(self) -> int | None:
         """Bytes of keys and values in the cache after the last prefill, measured; None without a cache."""
         return self.last.kv_bytes if self.last else None
+
+    @property
+    def state_bytes(self) -> int:
+        """Bytes of the states of linear layers in the cache after the last prefill; pruning leaves them as they are."""
+        return self.last.state_bytes if self.last else 0
 
     @property
     def kv_bytes_predicted(self) -> int:
@@ -274,6 +281,10 @@ class Report:
     def flops_fastv(self) -> int:
         """FastV's figure for the last prefill: per layer 4 n d^2 + 2 n^2 d + 2 n d m."""
         config = self._text_config
+        if self._plan.linear:
+            raise NotImplementedError(
+                f"FastV's figure takes attention in every layer; {config.model_type!r} has layers without: see flops"
+            )
         sizes = (config.hidden_size, config.intermediate_size)
         return sum(flops.fastv_flops(*sizes, lengths) for lengths in self.last.lengths) if self.last else 0
 
@@ -298,6 +309,8 @@ class Report:
         lines += [f"  {note}" for note in self.notes]
         if self.kv_bytes is not None:
             lines.append(f"  KV cache: {self.kv_bytes:,} bytes measured, {self.kv_bytes_unpruned:,} unpruned")
+        if self.state_bytes:
+            lines.append(f"  states of linear layers: {self.state_bytes:,} bytes, however many tokens are kept")
         whole, now = self.flops_unpruned.total_causal, self.flops.total_causal
         lines.append(f"  prefill FLOPs of decoder, head and selector (causal): {now:.3g} of {whole:.3g}")
         return "\n".join(lines)

@@ -58,7 +58,7 @@ class Phi4Multimodal(Family):
     def spread(
         self, model: nn.Module, kind: str, arguments: Mapping, scores: Tensor, lengths: Sequence[int]
     ) -> list[Tensor]:
-        side, image_embed = self.side(model), self.merger(model).image_embed
+        image_embed = self.merger(model).image_embed
         square = scores.unflatten(2, (round(scores.shape[2] ** 0.5), -1))
         if hasattr(image_embed, "img_processor_padding"):
             square = image_embed.img_processor_padding(square)
