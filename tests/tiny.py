@@ -186,7 +186,7 @@ def collate(family: str, parts: list[Sample] | tuple[Sample, ...], dtype: torch.
         counts = [len(s.pixels["image_sizes"]) if "image_sizes" in s.pixels else 0 for s in parts]
         out["batch_num_images"] = torch.tensor(counts)
     if family in NEWER:
-        out = Batch(NEWER[family].arrange(out))
+        out.update(NEWER[family].arrange(out))
     out.family, out.samples = family, tuple(parts)
     return out
 

@@ -66,8 +66,11 @@ def attention_kind(config: Any) -> str:
 
 
 def layer_type(decoder: Any, index: int) -> str | None:
-    """The kind of a decoder layer ("full_attention", "sliding_attention", ...), None where there is one kind only."""
-    types = getattr(decoder.config, "layer_types", None)
+    """The kind of a decoder layer ("full_attention", "sliding_attention", ...), None where there is one kind only.
+
+    Molmo2's layers differ by the rotary tables that they are given, "scaled" or "unscaled" (5.23).
+    """
+    types = getattr(decoder.config, "layer_types", None) or getattr(decoder, "rope_types", None)
     return types[index] if types else None
 
 
@@ -106,6 +109,8 @@ def rotary(decoder: Any, index: int, hidden: Tensor, position_ids: Tensor) -> An
     """
     if "layer_type" in inspect.signature(decoder.rotary_emb.forward).parameters:
         return decoder.rotary_emb(hidden, position_ids, layer_type(decoder, index))
+    if layer_type(decoder, index) == "unscaled":
+        return decoder.rotary_emb_unscaled(hidden, position_ids)
     return decoder.rotary_emb(hidden, position_ids)
 
 

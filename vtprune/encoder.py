@@ -91,16 +91,17 @@ class Recorder:
         if features is not None:
             arguments = inspect.signature(call).bind(*args, **kwargs).arguments
             arguments = {**arguments, **arguments.pop("kwargs", {})}
-            setattr(output, _NOTE, self._sources(arguments, features, collected))
-            _PENDING.set({**(_PENDING.get() or {}), self.kind: sum(len(feature) for feature in features)})
-            self.pruner.encoded(self.kind, getattr(output, _NOTE), arguments)
+            kind = self.pruner.kind_of(self.kind, arguments)
+            setattr(output, _NOTE, self._sources(kind, arguments, features, collected))
+            _PENDING.set({**(_PENDING.get() or {}), kind: sum(len(feature) for feature in features)})
+            self.pruner.encoded(kind, getattr(output, _NOTE), arguments)
             self.pruner.report.vision_laps.append(lap)
         return output
 
-    def _sources(self, arguments: Mapping, features, collected: Mapping) -> list[Source]:
+    def _sources(self, kind: str, arguments: Mapping, features, collected: Mapping) -> list[Source]:
         family = self.pruner.family
-        sources = family.sources(self.model, self.kind, arguments, features)
-        return with_signals(family, self.model, self.kind, arguments, collected, sources)
+        sources = family.sources(self.model, kind, arguments, features)
+        return with_signals(family, self.model, kind, arguments, collected, sources)
 
 
 def with_signals(

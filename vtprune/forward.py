@@ -118,6 +118,7 @@ class Forward:
         self.ids: Tensor | None = None
         self.mask2d: Tensor | None = None
         self.encoded: dict[str, Sequence] = {}
+        self.video_pixels: Tensor | None = None
         self.per_step: Tensor | Sequence | None = None
         self.layout: Layout | None = None
         self.samples: list[Sample] = []

@@ -110,13 +110,13 @@ class Plan:
 
 def facts_of(model: nn.Module, family: Family) -> ModelFacts:
     """What policies may fit themselves to."""
-    decoder, towers = family.decoder(model), family.towers(model)
+    decoder, layers = family.decoder(model), _tower_layers(model, family)
     return ModelFacts(
         model_type=model.config.model_type,
         depth=len(decoder.layers),
         width=decoder.config.hidden_size,
-        class_token=bool(towers) and all(family.has_class_token(model, kind) for kind in towers),
-        tower_layers=_tower_layers(model, family),
+        class_token=layers > 0 and all(family.has_class_token(model, kind) for kind in family.towers(model)),
+        tower_layers=layers,
         line_positions=compat.has_line_positions(decoder),
     )
 

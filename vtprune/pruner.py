@@ -135,6 +135,14 @@ class Pruner:
             forward.encoded[kind] = sources
         self.report.encoded(kind, arguments)
 
+    def kind_of(self, kind: str, arguments: Mapping) -> str:
+        """What an encoder call is about: some models send a video's pixels through their images' encoder."""
+        forward = CURRENT.get()
+        if forward is None or forward.owner is not self or forward.video_pixels is None:
+            return kind
+        moving = "video" in self.placeholders and any(value is forward.video_pixels for value in arguments.values())
+        return "video" if moving else kind
+
     def _bind(self, kind: str | int, args: tuple, kwargs: Mapping) -> dict:
         return {**dict(zip(self.names[kind], args, strict=False)), **kwargs} if args else kwargs
 
@@ -155,6 +163,7 @@ class Pruner:
             check_chunks(bound.get("mm_encoder_outputs"))
             forward.encoded = encoded_sources(bound.get("mm_encoder_outputs"))
             forward.per_step = bound.get(self.family.step_argument)
+            forward.video_pixels = bound.get("pixel_values_videos")
 
     def _kinds(self, ids: Tensor | None, embeds: Tensor | None) -> tuple[Tensor, Tensor | None]:
         """(B, L) which placeholder every column is, -1 for none; and the ids, both on the CPU."""
@@ -207,6 +216,10 @@ class Pruner:
         """What the prompt holds is known: the layers may prune."""
         real = self._real(forward, forward.mask)
         names = list(self.placeholders)
+        if len(set(self.placeholders.values())) < len(names):
+            # one placeholder for all kinds, of which a prompt has one: the encoder tells which
+            told = next((name for name in names if forward.encoded.get(name)), names[0])
+            forward.kinds[forward.kinds >= 0] = names.index(told)
         is_video = forward.kinds == (names.index("video") if "video" in names else -2)
         encoded = with_seconds(forward.encoded, self.frames_per_step, forward.per_step, is_video)
         layout = build_layout(forward.kinds, forward.ids, real, encoded, names)

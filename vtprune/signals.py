@@ -248,7 +248,7 @@ def _check_projected(need: Need, family: Family, model: nn.Module) -> None:
 
 
 def _check_unprojected(need: Need, family: Family, model: nn.Module) -> None:
-    if not hasattr(family.base(model), "multi_modal_projector"):
+    if not family.has_token_projector(model):
         raise ValueError(
             f"{need.text!r} is what the projector is given for each visual token, and {type(model).__name__} has no "
             "projector that takes one row for each: use the visual tokens themselves"

@@ -60,7 +60,7 @@ class ModelFacts:
     model_type:     of the model's config.
     depth:          decoder layers.
     width:          of the decoder's hidden states, D.
-    class_token:    whether every vision tower has a class token.
+    class_token:    whether every vision tower has a class token that signals can tell of.
     line_positions: whether positions are a line of integers; otherwise they have time, height and width (mRoPE).
     tower_layers:   layers of the vision tower, of the shallowest if there are several; 0 if it is not known.
     """

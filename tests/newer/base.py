@@ -24,7 +24,7 @@ class Newer:
                or "small"; where the family has one size, both are it.
     clip:      (frames, seed) -> one video; None where the family has none of its own.
     types:     (B, L) ids -> what the model wants to know of each token.
-    arrange:   inputs whose pixels were joined along their first dimension -> inputs as the processor lays them out.
+    arrange:   inputs joined along their first dimension -> those of them that the processor lays out otherwise.
     mrope:     positions have time, height and width.
     hybrid:    some layers are recurrent, so that only a shortened run is an oracle, no mask.
     tolerance: of logits against an oracle in float64; what the model computes in float32 inside sets it.
@@ -34,7 +34,7 @@ class Newer:
     image: Callable[[str, int], Sample]
     clip: Callable[[int, int], Sample] | None = None
     types: Callable[[Tensor], dict[str, Tensor]] = lambda ids: {}
-    arrange: Callable[[dict[str, Tensor]], dict[str, Tensor]] = lambda inputs: inputs
+    arrange: Callable[[dict[str, Tensor]], dict[str, Tensor]] = lambda inputs: {}
     mrope: bool = False
     hybrid: bool = False
     tolerance: float = 1e-9

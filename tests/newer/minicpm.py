@@ -56,8 +56,7 @@ def clip(frames: int, seed: int) -> Sample:
 
 def arrange(inputs: dict[str, Tensor]) -> dict[str, Tensor]:
     """All crops in one row: (columns, 3, 7) -> (1, 3, 7, columns)."""
-    rows = {k: v.permute(1, 2, 0)[None] for k, v in inputs.items() if k.startswith("pixel_values")}
-    return {**inputs, **rows}
+    return {k: v.permute(1, 2, 0)[None] for k, v in inputs.items() if k.startswith("pixel_values")}
 
 
 _SHARED = {"image": image, "clip": clip, "arrange": arrange, "hybrid": True, "tolerance": 1e-3}

@@ -166,6 +166,10 @@ class Family:
         """Maps features of the vision tower to the decoder's width."""
         return self.base(model).multi_modal_projector
 
+    def has_token_projector(self, model: nn.Module) -> bool:
+        """Whether ``projector`` makes each visual token of one row that it is given."""
+        return hasattr(self.base(model), "multi_modal_projector")
+
     def projected(
         self, model: nn.Module, kind: str, arguments: Mapping, features: Tensor, lengths: Sequence[int]
     ) -> list[Tensor]:
