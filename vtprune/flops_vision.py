@@ -43,7 +43,8 @@ def vision_flops(model: nn.Module, base: nn.Module, calls: Sequence[Mapping[str,
 
     Equal to ``torch.utils.flop_counter`` to the last operation for llava (CLIP, SigLIP and Pixtral towers), llava_next,
     llava_next_video, llava_onevision, qwen2_vl, qwen2_5_vl, qwen3_vl, internvl, idefics3, smolvlm, gemma3, paligemma,
-    mistral3 and video_llava, images and videos (tests/test_flops_vision.py). Pixtral towers run several pictures as one
+    mistral3, video_llava, vipllava, deepseek_vl, cohere2_vision and ovis2, images and videos
+    (tests/test_flops_vision.py). Pixtral towers run several pictures as one
     masked sequence unless FlashAttention is on, so there ``attention`` is the square of the sum and
     ``attention_causal`` the sum of the squares. Averages, interpolation, norms and rotary tables are not counted.
     Raises NotImplementedError for other families.
@@ -76,7 +77,7 @@ def _call_flops(family: Family, model: nn.Module, base: nn.Module, call: Mapping
 _GRID_FAMILIES = ("qwen2_vl", "qwen2_5_vl", "qwen3_vl")
 _TOWERS = (
     *("clip_vision_model", "siglip_vision_model", "pixtral"),
-    *("internvl_vision", "idefics3_vision", "smolvlm_vision"),
+    *("internvl_vision", "idefics3_vision", "smolvlm_vision", "ovis2_vision"),
 )
 
 
@@ -125,7 +126,8 @@ def _pixel_call(
     first = 1 if any(name.endswith(("class_embedding", "cls_token")) for name, _ in tower.named_parameters()) else 0
     rows = _PROJECTED[base.config.model_type]
     projected = sum(rows(base.config, kind, call, h, w, first) for h, w in grids)
-    return _Encoded(images, images * high * wide, [h * w + first for h, w in grids], projected)
+    merging = tower.config.model_type == "ovis2_vision"
+    return _Encoded(images, images * high * wide, [h * w + first for h, w in grids], projected, merging=merging)
 
 
 def _pictures(family: Family, model: nn.Module, kind: str, call: Mapping[str, Any]) -> tuple[int, int, int]:
@@ -180,6 +182,12 @@ _PROJECTED: dict[str, Callable[[Any, str, Mapping[str, Any], int, int, int], int
     "smolvlm": lambda config, kind, call, h, w, first: h * w // config.scale_factor**2,
     "gemma3": lambda config, kind, call, h, w, first: isqrt(config.mm_tokens_per_image) ** 2,
     "paligemma": lambda config, kind, call, h, w, first: h * w,
+    "vipllava": lambda config, kind, call, h, w, first: h * w,
+    "deepseek_vl": lambda config, kind, call, h, w, first: h * w,
+    "cohere2_vision": lambda config, kind, call, h, w, first: h * w // config.downsample_factor**2,
+    "ovis2": lambda config, kind, call, h, w, first: (
+        -(-h // config.vision_config.hidden_stride) * -(-w // config.vision_config.hidden_stride)
+    ),
     "mistral3": lambda config, kind, call, h, w, first: (
         (h // config.spatial_merge_size) * (w // config.spatial_merge_size)
     ),
@@ -205,6 +213,8 @@ def _weights(module: nn.Module) -> int:
             total += part.weight.numel()
         elif (matrix := getattr(part, "mm_input_projection_weight", None)) is not None:  # Gemma 3
             total += matrix.numel()
+        elif type(part).__name__ == "Ovis2VisualEmbeddingTable":  # multiplied with probabilities, not looked up
+            total += part.weight.numel()
     return total
 
 

@@ -60,9 +60,9 @@ def idefics2_image(size: str, seed: int) -> Sample:
 def arrange(inputs: dict[str, Tensor]) -> dict[str, Tensor]:
     """(images, ...) of a batch -> (B, most images of a sample, ...), padded with zeros."""
     if "pixel_values" not in inputs:
-        return {}
+        return inputs
     counts = (inputs["input_ids"] == START).sum(1)
-    packed = {}
+    packed = dict(inputs)
     for name in ("pixel_values", "pixel_attention_mask"):
         rows = inputs[name].split(counts.tolist())
         full = [torch.cat([row, row.new_zeros(counts.max() - len(row), *row.shape[1:])]) for row in rows]

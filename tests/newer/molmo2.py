@@ -82,7 +82,7 @@ def types(ids: Tensor) -> dict[str, Tensor]:
 
 def arrange(inputs: dict[str, Tensor]) -> dict[str, Tensor]:
     """Numbers of patches count on from image to image, and from video to video."""
-    packed = {}
+    packed = dict(inputs)
     for kind in ("image", "video"):
         if f"{kind}_grids" not in inputs:
             continue
