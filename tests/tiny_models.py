@@ -148,12 +148,13 @@ def _randomise(model: nn.Module, seed: int = 0) -> None:
     """Weights that keep activations near unit size, so that every input matters; biases and norms are random too."""
     generator = torch.Generator().manual_seed(seed)
     embeddings = {id(m.weight) for m in model.modules() if isinstance(m, nn.Embedding)}
-    for parameter in model.parameters():
+    for name, parameter in model.named_parameters():
         noise = torch.randn(parameter.shape, generator=generator)
         if id(parameter) in embeddings:
             parameter.copy_(noise * 0.5)
-        elif parameter.dim() >= 2:
-            parameter.copy_(noise * 1.6 / parameter[0].numel() ** 0.5)
+        elif parameter.dim() >= 2:  # experts lie side by side in one parameter
+            inputs = parameter.shape[-1] if "experts." in name else parameter[0].numel()
+            parameter.copy_(noise * 1.6 / inputs**0.5)
         else:  # a norm's weight stays near where it was, a bias near zero
             parameter.add_(noise * 0.1)
 

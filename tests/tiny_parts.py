@@ -76,3 +76,9 @@ def words(n: int, seed: int) -> Sample:
 def noise(seed: int, *shape: int) -> Tensor:
     """Pixels, the same for a seed every time."""
     return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+
+
+def eager_experts(model: nn.Module) -> nn.Module:
+    """The model with its experts one after the other, because the grouped product takes no float64."""
+    model.set_experts_implementation("eager")
+    return model

@@ -8,11 +8,11 @@ from __future__ import annotations
 
 import dataclasses
 import inspect
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextvars import ContextVar
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from vtprune.families.base import Family, Source
 from vtprune.forward import CURRENT, Forward
@@ -118,6 +118,24 @@ def encoded_sources(outputs: Mapping | None) -> dict[str, list[Source]]:
     """The notes on encoder outputs that are handed to a forward, by kind."""
     found = {kind: getattr(output, _NOTE, None) for kind, output in (outputs or {}).items()}
     return {kind: sources for kind, sources in found.items() if sources is not None}
+
+
+def arrived(
+    family: Family, encoded: dict[str, list[Source]], kinds: Tensor, names: Sequence[str], reaching: Tensor | None
+) -> tuple[dict[str, list[Source]], Tensor]:
+    """What of the encoded sources fills the placeholders, and what these are, which their ids may not tell.
+
+    kinds:    (B, L) index into ``names`` of each placeholder's kind by its id, -1 for other tokens.
+    reaching: (n,) bool, which tokens of all videos reach the prompt; None: all.
+    """
+    videos = encoded.get("video", ())
+    if reaching is not None and reaching.numel() == sum(map(len, videos)):
+        parts = reaching.flatten().bool().cpu().split([len(video) for video in videos])
+        encoded = {**encoded, "video": [video.only(part) for video, part in zip(videos, parts, strict=True)]}
+    if family.videos_at_images:
+        told = "video" if videos and not encoded.get("image") else "image"
+        kinds = kinds.masked_fill(kinds >= 0, names.index(told))
+    return encoded, kinds
 
 
 def check_chunks(outputs: Mapping | None) -> None:

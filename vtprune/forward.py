@@ -120,6 +120,7 @@ class Forward:
         self.encoded: dict[str, Sequence] = {}
         self.video_pixels: Tensor | None = None
         self.per_step: Tensor | Sequence | None = None
+        self.reaching: Tensor | None = None
         self.layout: Layout | None = None
         self.samples: list[Sample] = []
         self.columns: Tensor | None = None

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from vtprune import compat
 from vtprune.between import Added, Cut
 from vtprune.cache import PrunedLayer, PrunedStaticLayer
-from vtprune.encoder import Merging, Recorder, check_chunks, encoded_sources
+from vtprune.encoder import Merging, Recorder, arrived, check_chunks, encoded_sources
 from vtprune.families.base import Family, Source
 from vtprune.forward import CURRENT, Forward
 from vtprune.inside import InsideSite
@@ -164,6 +164,7 @@ class Pruner:
             forward.encoded = encoded_sources(bound.get("mm_encoder_outputs"))
             forward.per_step = bound.get(self.family.step_argument)
             forward.video_pixels = bound.get("pixel_values_videos")
+            forward.reaching = bound.get(self.family.mask_argument)
 
     def _kinds(self, ids: Tensor | None, embeds: Tensor | None) -> tuple[Tensor, Tensor | None]:
         """(B, L) which placeholder every column is, -1 for none; and the ids, both on the CPU."""
@@ -216,10 +217,7 @@ class Pruner:
         """What the prompt holds is known: the layers may prune."""
         real = self._real(forward, forward.mask)
         names = list(self.placeholders)
-        if len(set(self.placeholders.values())) < len(names):
-            # one placeholder for all kinds, of which a prompt has one: the encoder tells which
-            told = next((name for name in names if forward.encoded.get(name)), names[0])
-            forward.kinds[forward.kinds >= 0] = names.index(told)
+        forward.encoded, forward.kinds = arrived(self.family, forward.encoded, forward.kinds, names, forward.reaching)
         is_video = forward.kinds == (names.index("video") if "video" in names else -2)
         encoded = with_seconds(forward.encoded, self.frames_per_step, forward.per_step, is_video)
         layout = build_layout(forward.kinds, forward.ids, real, encoded, names)

@@ -4,22 +4,24 @@ from __future__ import annotations
 
 from typing import Any
 
-import torch
 import transformers as hf
 from torch import Tensor, nn
 
 from tests.newer.base import NEWER, Newer
-from tests.tiny_parts import END, IMAGE, START, VIDEO, Sample, mrope, noise, text_sizes
+from tests.newer.grids import grid_clip, grid_image
+from tests.tiny_parts import END, IMAGE, START, VIDEO, Sample, eager_experts, mrope, text_sizes, words
 
+CLIP_START, CLIP_END = 104, 105
 _IDS = {
     "image_token_id": IMAGE,
     "video_token_id": VIDEO,
     "image_start_token_id": START,
     "image_end_token_id": END,
-    "video_start_token_id": 104,
-    "video_end_token_id": 105,
+    "video_start_token_id": CLIP_START,
+    "video_end_token_id": CLIP_END,
     "tie_word_embeddings": False,
 }
+_EXPERTS = {"moe_intermediate_size": 32, "n_routed_experts": 4, "num_experts_per_tok": 2, "n_shared_experts": 1}
 
 
 def _vision(**more: Any) -> dict:
@@ -37,17 +39,32 @@ def _glm4v(layers: int) -> nn.Module:
     return hf.Glm4vForConditionalGeneration(config)
 
 
-def image(size: str, seed: int) -> Sample:
-    """An 8 x 8 or 4 x 8 grid of patches, of which four make a token."""
-    grid = (1, 8, 8) if size == "large" else (1, 4, 8)
-    n = grid[1] * grid[2]
-    pixels = {"pixel_values": noise(seed, n, 3 * 2 * 14**2), "image_grid_thw": torch.tensor([grid])}
-    return Sample((START, *[IMAGE] * (n // 4), END), pixels)
+def _glm46v(layers: int) -> nn.Module:
+    vision, text = _vision(model_type="glm4v_vision"), _text(layers, model_type="glm4v_text")
+    return hf.Glm46VForConditionalGeneration(hf.Glm46VConfig(vision_config=vision, text_config=text, **_IDS))
 
 
-def types(ids: Tensor) -> dict[str, Tensor]:
-    """Text, image or video."""
-    return {"mm_token_type_ids": ((ids == IMAGE) + 2 * (ids == VIDEO)).int()}
+def _glm4v_moe(layers: int) -> nn.Module:
+    text = _text(layers, first_k_dense_replace=1, n_group=1, topk_group=1, **_EXPERTS)
+    config = hf.Glm4vMoeConfig(vision_config=_vision(), text_config=text, **_IDS)
+    return eager_experts(hf.Glm4vMoeForConditionalGeneration(config))
 
 
-NEWER["glm4v"] = Newer(_glm4v, image, types=types, mrope=True)
+def _clip(frames: int, seed: int) -> Sample:
+    """Each step of the grid as an image with a time stamp behind it; the placeholders are those of images."""
+    runs = [(START, *[IMAGE] * 8, END, *words(1, seed + step).ids) for step in range(frames // 2)]
+    ids = tuple(token for run in runs for token in run)
+    return Sample((CLIP_START, *ids, CLIP_END), grid_clip(frames, seed).pixels)
+
+
+def _types(ids: Tensor) -> dict[str, Tensor]:
+    """Text, image, or inside a video."""
+    in_clip = (ids == CLIP_START).cumsum(1) > (ids == CLIP_END).cumsum(1)
+    return {"mm_token_type_ids": ((ids == IMAGE) * (1 + in_clip.long())).int()}
+
+
+_more = {"clip": _clip, "types": _types, "mrope": True}
+NEWER["glm4v"] = Newer(_glm4v, grid_image, **_more)
+NEWER["glm46v"] = Newer(_glm46v, grid_image, **_more)
+# the router of each layer computes in float32
+NEWER["glm4v_moe"] = Newer(_glm4v_moe, grid_image, tolerance=1e-5, **_more)

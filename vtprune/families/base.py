@@ -1,8 +1,10 @@
 """What the engine must know about a family of models: where its parts are and what its encoder calls mean."""
 
+from __future__ import annotations
+
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor, nn
@@ -10,7 +12,7 @@ from torch import Tensor, nn
 from vtprune.compat import kv_sources
 from vtprune.parts import norm_before
 
-FAMILIES: dict[str, "Family"] = {}
+FAMILIES: dict[str, Family] = {}
 """Families by ``config.model_type``; the dict is the listing."""
 
 
@@ -48,6 +50,11 @@ class Source:
             return torch.full((len(self),), math.nan, dtype=torch.float64)
         return self.seconds[frame.clamp(min=0)].masked_fill(frame < 0, math.nan)
 
+    def only(self, mask: Tensor) -> Source:
+        """The tokens that reach the prompt, (n,) bool, in their old places."""
+        signals = {name: signal[..., mask.to(signal.device)] for name, signal in self.signals.items()}
+        return replace(self, coords=self.coords[mask], patch=self.patch[mask], signals=signals)
+
 
 def grid_coords(t: int, h: int, w: int, view: int = 0) -> Tensor:
     """(t * h * w, 4) int64: view, frame, row, column of a grid in raster order."""
@@ -71,9 +78,9 @@ def square_source(kind: str, frames: int, n: int) -> Source:
     return grid_source(kind, frames, side, side) if side and frames * side * side == n else unknown_source(kind, n)
 
 
-def grid_means(scores: Tensor, height: int, width: int, block: int) -> Tensor:
-    """(C, height * width) patches of one tile -> (C, n): means over ``block`` x ``block`` patches, in raster order."""
-    return nn.functional.avg_pool2d(scores.view(1, -1, height, width), block).flatten(1).view(len(scores), -1)
+def grid_means(scores: Tensor, height: int, width: int, block: int | tuple[int, int]) -> Tensor:
+    """(C, frames * height * width) patches -> (C, n): means over blocks of patches of a frame, in raster order."""
+    return nn.functional.avg_pool2d(scores.reshape(len(scores), -1, height, width), block).flatten(1)
 
 
 def spread_tile(scores: Tensor, n: int) -> Tensor:
@@ -106,6 +113,8 @@ class Family:
     linear_types:       kinds in the decoder's ``config.layer_types`` whose layers keep a state, not keys and values.
     pools_after_projector: whether videos leave ``projector`` with more tokens than reach the prompt.
     step_argument:      argument of the base model that says how many seconds lie between the steps of each video.
+    mask_argument:      argument of the base model that says which tokens of all its videos reach the prompt, (n,) bool.
+    videos_at_images:   whether videos stand at the placeholders of images, and a forward gets images or videos.
     """
 
     model_types: tuple[str, ...] = ()
@@ -118,6 +127,8 @@ class Family:
     linear_types: frozenset[str] = frozenset({"linear_attention", "conv"})
     pools_after_projector: bool = False
     step_argument: str = ""
+    mask_argument: str = ""
+    videos_at_images: bool = False
 
     def frames_per_step(self, model: nn.Module) -> int:
         """How many frames of a video make one step of its grid."""
@@ -237,9 +248,19 @@ def register(family: type[Family]) -> type[Family]:
     return family
 
 
+def check_whole(model: nn.Module) -> None:
+    """Raises NotImplementedError for a model that is several, of which one sees."""
+    if hasattr(model, "thinker"):
+        raise NotImplementedError(
+            f"{type(model).__name__} is several models, of which the thinker sees pictures: call "
+            "vtprune.wrap(model.thinker, ...), and model.generate(...) as before"
+        )
+
+
 def family_of(model: nn.Module) -> Family:
     """The registered family of a model. Raises NotImplementedError that names the known ones and the file to write."""
     model_type = getattr(getattr(model, "config", None), "model_type", None)
+    check_whole(model)
     if model_type not in FAMILIES:
         raise NotImplementedError(
             f"vtprune has no family for model_type {model_type!r}; it knows {', '.join(sorted(FAMILIES))}. "

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import nn
 
-from vtprune.families.base import FAMILIES, Family
+from vtprune.families.base import FAMILIES, Family, check_whole
 
 
 class Detected(Family):
@@ -30,6 +30,7 @@ def detect_family(model: nn.Module) -> Family:
     Raises NotImplementedError that says which part of the usual shape is missing.
     """
     model_type = getattr(getattr(model, "config", None), "model_type", None)
+    check_whole(model)
     if model_type in FAMILIES:
         return FAMILIES[model_type]
     family, missing = Detected(), []

@@ -11,6 +11,7 @@ from vtprune.families.base import Family, Source, grid_coords, grid_source, regi
 @register
 class Molmo2(Family):
     model_types = ("molmo2",)
+    videos_at_images = True
 
     def has_token_projector(self, model: nn.Module) -> bool:
         return False  # a token is pooled from patches by attention

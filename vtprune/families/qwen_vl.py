@@ -1,4 +1,4 @@
-"""Qwen2-VL, Qwen2.5-VL and Qwen3-VL: grids of any shape, counted in patches before the spatial merge."""
+"""Qwen2-VL, Qwen2.5-VL and Qwen3-VL, also with experts: grids of any shape, in patches before the spatial merge."""
 
 from collections.abc import Mapping, Sequence
 
@@ -46,5 +46,5 @@ def window_order(t: int, h: int, w: int, side: int) -> Tensor:
 
 @register
 class Qwen3VL(QwenVL):
-    model_types = ("qwen3_vl",)
+    model_types = ("qwen3_vl", "qwen3_vl_moe")
     between_layers = ("_deepstack_process",)
