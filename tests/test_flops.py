@@ -12,7 +12,6 @@ from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
 from tests import tiny
 from vtprune.attention import attention_inputs
 from vtprune.flops import (
-    UNGATED,
     Flops,
     attention_rows_flops,
     decode_flops,
@@ -21,6 +20,7 @@ from vtprune.flops import (
     kv_bytes,
     lm_head_flops,
 )
+from vtprune.layer_sizes import UNGATED
 from vtprune_kernels.attention_rows import attention_rows
 
 SDPA_ON_CPU = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu

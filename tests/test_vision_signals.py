@@ -108,10 +108,10 @@ def column_means(name, weights, class_token, arguments):
     return torch.cat(parts)
 
 
-def arrangement(name, model, family, kind, arguments, class_token):
+def arrangement(name, model, family, kind, arguments, class_token, cut_after=None):
     """(tokens, patches): how strongly each visual token depends on each patch where it leaves the tower.
 
-    Taken by differentiating the model's own way from there to the features.
+    Taken by differentiating the model's own way from there, or from behind ``cut_after``, to the features.
     """
     tower, leaves = family.towers(model)[kind], []
 
@@ -127,7 +127,7 @@ def arrangement(name, model, family, kind, arguments, class_token):
             output["hidden_states"] = tuple(h if h is None else leaf(h) for h in output["hidden_states"])
         return output
 
-    cut_after = tower.blocks[-1] if name in tiny.MROPE_FAMILIES else tower
+    cut_after = cut_after or (tower.blocks[-1] if name in tiny.MROPE_FAMILIES else tower)
     handle = cut_after.register_forward_hook(cut)
     try:
         features = torch.cat([f.reshape(-1, f.shape[-1]) for f in encode(model, kind, arguments, grad=True)])

@@ -32,6 +32,16 @@ def attention_window(attn: Any) -> int | None:
     return getattr(attn.config, "sliding_window", None)
 
 
+@torch.no_grad()
+def compared_keys(attn: Any, keys: Tensor, values: Tensor) -> Tensor:
+    """(B, H_kv, K, d) what an attention module compares queries with, from what its cache holds.
+
+    Latent attention (DeepSeek's MLA) stores latents where others have keys, and rotated parts of keys where others have
+    values; the module makes keys of them whenever it reads them (seen in 5.23).
+    """
+    return attn.expand_kv(keys, values)[0] if hasattr(attn, "expand_kv") else keys
+
+
 def anyres_crops(image_sizes: Tensor | Sequence, grid_pinpoints: Sequence, image_size: int) -> list[tuple[int, int]]:
     """The rows and columns of crops that each image is cut into, the thumbnail not among them.
 

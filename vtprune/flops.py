@@ -6,21 +6,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from vtprune import flops_linear
+from vtprune.layer_sizes import has_latents, heads, number, refuse_unknown, sizes_of, stored_width, width
 
 Length = int | tuple[int, int]
 """Tokens that a layer processes; a pair (attention, MLP) where a site lies inside the layer."""
-
-UNGATED = frozenset(
-    "apertus arcee biogpt gpt_neox jais2 nanochat nemotron opt persimmon phi starcoder2".split()
-)  # text models whose MLP is two matrices, up and down; all others have a gate as a third
-
-# what a config says of a decoder that is more than attention and a dense MLP
-_EXPERTS = ("num_experts", "num_local_experts", "n_routed_experts", "moe_num_experts")
-_SPECIAL = (
-    *("kv_lora_rank", "num_kv_shared_layers", "hidden_size_per_layer_input", "cross_attention_layers"),
-    *("attn_output_gate", "attention_k_eq_v", "enable_moe_block", "use_double_wide_mlp"),
-)
-_ATTENTION_LAYERS = {"full_attention", "sliding_attention", "chunked_attention"}
 
 
 @dataclass(frozen=True)
@@ -59,70 +48,6 @@ class Flops:
         )
 
 
-@dataclass(frozen=True)
-class _Sizes:
-    """The widths of one decoder layer, in weights and channels."""
-
-    layers: int
-    hidden: int
-    queries: int  # query heads x head size
-    keys: int  # key heads x head size
-    mlp: int  # weights of all its matrices together
-
-    @property
-    def projections(self) -> int:
-        """Weights of q, k, v and o."""
-        return 2 * self.hidden * (self.queries + self.keys)
-
-
-def _number(config: Any, *names: str) -> int:
-    """The first of ``names`` that the config has, as an int."""
-    for name in names:
-        value = getattr(config, name, None)
-        if isinstance(value, int):
-            return value
-    raise ValueError(
-        f"a text config with an integer {' or '.join(names)} is needed; "
-        f"got a {type(config).__name__} without: pass model.config.get_text_config()"
-    )
-
-
-def _width(config: Any) -> int:
-    """Width of the hidden states; in Qwen2-VL's tower ``hidden_size`` is that of its output."""
-    return _number(config, "embed_dim", "hidden_size")
-
-
-def _heads(config: Any) -> tuple[int, int, int]:
-    """Query heads, key heads and head size; a config without ``num_key_value_heads`` has as many as query heads."""
-    n_query = _number(config, "num_attention_heads", "num_heads")
-    n_key = getattr(config, "num_key_value_heads", None) or n_query
-    size = getattr(config, "head_dim", None) or _width(config) // n_query
-    return n_query, n_key, size
-
-
-def _refuse_unknown(config: Any) -> None:
-    """Raises NotImplementedError for layers that are not plain attention and one dense MLP."""
-    found = [name for name in _EXPERTS if (getattr(config, name, None) or 0) > 1]
-    found += [name for name in _SPECIAL if getattr(config, name, None)]
-    found += sorted(set(getattr(config, "layer_types", None) or ()) - _ATTENTION_LAYERS)
-    if found:
-        raise NotImplementedError(
-            f"FLOPs and bytes are known for decoders of attention and one dense MLP per layer; "
-            f"{getattr(config, 'model_type', type(config).__name__)!r} has {', '.join(found)}. "
-            "Measure with torch.utils.flop_counter.FlopCounterMode instead"
-        )
-
-
-def _sizes(config: Any, mlp_matrices: int | None) -> _Sizes:
-    _refuse_unknown(config)
-    if mlp_matrices is None:
-        mlp_matrices = 2 if getattr(config, "model_type", None) in UNGATED else 3
-    n_query, n_key, size = _heads(config)
-    hidden = _width(config)
-    mlp = mlp_matrices * hidden * _number(config, "intermediate_size", "ffn_dim")
-    return _Sizes(_number(config, "num_hidden_layers"), hidden, n_query * size, n_key * size, mlp)
-
-
 def _pairs(lengths: Sequence[Length], layers: int) -> list[tuple[int, int]]:
     """(attention, MLP) tokens of each layer."""
     if len(lengths) != layers:
@@ -148,22 +73,24 @@ def decoder_flops(
     lengths:      (layers,) tokens that each layer processes; a pair (attention, MLP) where a site lies inside it.
                   The sample's own tokens: what is spent on padding is not counted.
     past:         (layers,) keys that each layer finds in its cache, to which new tokens attend too; none by default.
-    mlp_matrices: 3 with a gate, 2 without; by default 2 for the model types in ``UNGATED``.
-    Raises:       ValueError for lengths that do not fit the config, NotImplementedError for mixtures of experts, for
-                  latent or shared attention, for per-layer inputs and for linear layers, except those of
-                  ``flops_linear.KNOWN``.
+    mlp_matrices: 3 with a gate, 2 without; by default 2 for the model types in ``layer_sizes.UNGATED``.
+    Raises:       ValueError for lengths that do not fit the config, NotImplementedError for experts or latent
+                  attention of unknown models, for shared attention, for per-layer inputs, and for linear layers, except
+                  those of ``flops_linear.KNOWN``.
     """
     if flops_linear.is_hybrid(text_config):
         layers = text_config.num_hidden_layers
         pairs, held = _pairs(lengths, layers), [n for n, _ in _pairs([0] * layers if past is None else past, layers)]
         return flops_linear.hybrid_flops(text_config, pairs, held, decoder_flops)
-    sizes = _sizes(text_config, mlp_matrices)
+    sizes = sizes_of(text_config, mlp_matrices)
     pairs = _pairs(lengths, sizes.layers)
     before = [n for n, _ in _pairs([0] * sizes.layers if past is None else past, sizes.layers)]
-    linear = sum(2 * sizes.projections * n + 2 * sizes.mlp * m for n, m in pairs)
+    linear = sum(sizes.token * n + mlp * m for (n, m), mlp in zip(pairs, sizes.mlp, strict=True))
+    linear += sum(sizes.key * (p + n) for (n, _), p in zip(pairs, before, strict=True))
     scores = sum(n * (p + n) for (n, _), p in zip(pairs, before, strict=True))
     allowed = sum(n * p + n * (n + 1) // 2 for (n, _), p in zip(pairs, before, strict=True))
-    return Flops(linear, 4 * sizes.queries * scores, 4 * sizes.queries * allowed)
+    both = sizes.queries + sizes.values
+    return Flops(2 * linear, 2 * both * scores, 2 * both * allowed)
 
 
 def decode_flops(text_config: Any, lengths: Sequence[Length], steps: int, *, mlp_matrices: int | None = None) -> Flops:
@@ -177,15 +104,16 @@ def decode_flops(text_config: Any, lengths: Sequence[Length], steps: int, *, mlp
     if flops_linear.is_hybrid(text_config):
         pairs = _pairs(lengths, text_config.num_hidden_layers)
         return flops_linear.hybrid_decode_flops(text_config, pairs, steps, decode_flops)
-    sizes = _sizes(text_config, mlp_matrices)
+    sizes = sizes_of(text_config, mlp_matrices)
     keys = sum(steps * n + steps * (steps + 1) // 2 for n, _ in _pairs(lengths, sizes.layers))
-    linear = 2 * (sizes.projections + sizes.mlp) * steps * sizes.layers
-    return Flops(linear, 4 * sizes.queries * keys, 4 * sizes.queries * keys)
+    linear = steps * (sizes.token * sizes.layers + sum(sizes.mlp)) + sizes.key * keys
+    attention = 2 * (sizes.queries + sizes.values) * keys
+    return Flops(2 * linear, attention, attention)
 
 
 def lm_head_flops(text_config: Any, positions: int = 1) -> Flops:
     """FLOPs of the logits of ``positions`` tokens: 1 in a prefill of ``generate``, all of them in a plain forward."""
-    return Flops(2 * positions * _number(text_config, "hidden_size") * _number(text_config, "vocab_size"))
+    return Flops(2 * positions * number(text_config, "hidden_size") * number(text_config, "vocab_size"))
 
 
 def attention_rows_flops(
@@ -205,13 +133,20 @@ def attention_rows_flops(
     query_rows: rows whose query is projected for the signal: ``n_rows`` by default, 0 where the layer's own queries are
                 seen, all of them where a peek runs the whole projection.
     value_rows: rows whose value is projected as a by-product of the peek.
+    Where keys are made of latents, ``query_rows`` go through all projections and stored latents are expanded anew.
     """
-    n_query, n_key, size = _heads(config)
     query_rows = n_rows if query_rows is None else query_rows
+    if has_latents(config):
+        sizes = sizes_of(config)
+        before = sizes.token - sizes.values * width(config) + sizes.key  # all but the output
+        linear = before * query_rows + (0 if peek else sizes.key * n_keys)
+        scores = 2 * n_rows * n_keys * sizes.queries
+        return Flops(2 * linear, scores, scores)
+    n_query, n_key, size = heads(config)
     gated = getattr(config, "model_type", None) in flops_linear.GATED_QUERIES
     projected = query_rows * n_query * (1 + gated) + value_rows * n_key + (n_keys * n_key if peek else 0)
     scores = 2 * n_rows * n_keys * n_query * size
-    return Flops(2 * _width(config) * size * projected, scores, scores)
+    return Flops(2 * width(config) * size * projected, scores, scores)
 
 
 def kv_bytes(text_config: Any, lengths: Sequence[Length], dtype_size: int) -> int:
@@ -219,16 +154,16 @@ def kv_bytes(text_config: Any, lengths: Sequence[Length], dtype_size: int) -> in
 
     lengths:    (layers,) cached tokens; of a pair (attention, MLP) the first.
     dtype_size: bytes per number: 2 for bfloat16 and float16, 4 for float32.
+    Latent attention stores one latent and one rotated key for all heads, as of transformers 5.23.
     Layers with a sliding window count in full, as a pruned cache keeps them; an unpruned one may hold less. Layers that
     keep a state have no keys and values: see ``flops_linear.state_bytes_of``.
     """
     if flops_linear.is_hybrid(text_config):
         held = [_pairs(lengths, text_config.num_hidden_layers)[i] for i in flops_linear.attending(text_config)]
         return kv_bytes(flops_linear.attention_config(text_config), held, dtype_size)
-    _refuse_unknown(text_config)
-    _, n_key, size = _heads(text_config)
-    tokens = sum(n for n, _ in _pairs(lengths, _number(text_config, "num_hidden_layers")))
-    return 2 * n_key * size * tokens * dtype_size
+    refuse_unknown(text_config)
+    tokens = sum(n for n, _ in _pairs(lengths, number(text_config, "num_hidden_layers")))
+    return stored_width(text_config) * tokens * dtype_size
 
 
 def fastv_flops(hidden: int, intermediate: int, lengths: Sequence[Length]) -> int:

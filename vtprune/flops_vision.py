@@ -44,7 +44,9 @@ def vision_flops(model: nn.Module, base: nn.Module, calls: Sequence[Mapping[str,
     Equal to ``torch.utils.flop_counter`` to the last operation for llava (CLIP, SigLIP and Pixtral towers), llava_next,
     llava_next_video, llava_onevision, qwen2_vl, qwen2_5_vl, qwen3_vl, internvl, idefics3, smolvlm, gemma3, paligemma,
     mistral3, video_llava, vipllava, deepseek_vl, cohere2_vision and ovis2, images and videos
-    (tests/test_flops_vision.py). Pixtral towers run several pictures as one
+    (tests/test_flops_vision.py), qwen3_vl_moe, the thinkers of qwen2_5_omni
+    and qwen3_omni_moe, glm4v, glm46v, glm4v_moe, paddleocr_vl, video_llama_3 and kimi_k25 (tests/test_newer_costs.py).
+    Pixtral towers run several pictures as one
     masked sequence unless FlashAttention is on, so there ``attention`` is the square of the sum and
     ``attention_causal`` the sum of the squares. Averages, interpolation, norms and rotary tables are not counted.
     Raises NotImplementedError for other families.
@@ -61,20 +63,28 @@ def _call_flops(family: Family, model: nn.Module, base: nn.Module, call: Mapping
     tower, name = towers[kind], base.config.model_type
     if name in _GRID_FAMILIES:
         encoded = _grid_call(tower.config, _ints(call[f"{kind}_grid_thw"]))
+    elif name in _PACKED:
+        encoded = _PACKED[name](base.config.vision_config, kind, call)
     elif name in _PROJECTED and tower.config.model_type in _TOWERS:
         encoded = _pixel_call(family, model, base, tower, kind, call)
     else:
         raise NotImplementedError(
             f"vision FLOPs are unknown for {name!r} with a tower {tower.config.model_type!r}; known are "
-            f"{', '.join(_GRID_FAMILIES)}, and {', '.join(_PROJECTED)} with a tower among {', '.join(_TOWERS)}"
+            f"{', '.join((*_GRID_FAMILIES, *_PACKED))}, and {', '.join(_PROJECTED)} with a tower among "
+            f"{', '.join(_TOWERS)}"
         )
     total = _tower_flops(tower, _blocks(tower), encoded)
+    if encoded.merging:
+        return total
     other = {id(module) for module in (family.decoder(model), *towers.values())}
     weights = sum(_weights(child) for child in base.children() if id(child) not in other)
     return total + Flops(2 * weights * encoded.projected)
 
 
-_GRID_FAMILIES = ("qwen2_vl", "qwen2_5_vl", "qwen3_vl")
+_GRID_FAMILIES = (
+    *("qwen2_vl", "qwen2_5_vl", "qwen3_vl", "qwen3_vl_moe", "qwen2_5_omni_thinker", "qwen3_omni_moe_thinker"),
+    *("glm4v", "glm46v", "glm4v_moe"),
+)
 _TOWERS = (
     *("clip_vision_model", "siglip_vision_model", "pixtral"),
     *("internvl_vision", "idefics3_vision", "smolvlm_vision", "ovis2_vision"),
@@ -94,7 +104,7 @@ def _shape(pixels: Any) -> tuple[int, ...]:
 
 
 def _grid_call(config: Any, grids: list[list[int]]) -> _Encoded:
-    """Qwen: frames of h x w patches attend within themselves; some layers of Qwen2.5-VL within windows instead."""
+    """Qwen and GLM: frames of h x w patches attend within themselves; some layers of Qwen2.5 within windows instead."""
     merge = config.spatial_merge_size
     patches = sum(t * h * w for t, h, w in grids)
     squares = None
@@ -110,6 +120,31 @@ def _grid_call(config: Any, grids: list[list[int]]) -> _Encoded:
 def _cut_squares(length: int, side: int) -> int:
     """Sum of the squares of the pieces of ``length`` cut into pieces of ``side`` and a rest."""
     return length // side * side**2 + (length % side) ** 2
+
+
+def _frames_call(config: Any, kind: str, call: Mapping[str, Any]) -> _Encoded:
+    """PaddleOCR-VL and VideoLLaMA 3: each frame attends within itself, tokens are made of its patches afterwards."""
+    grids = _ints(call[f"{kind}_grid_thw"])
+    merges = call.get(f"{kind}_merge_sizes")
+    merges = [config.spatial_merge_size] * len(grids) if merges is None else [int(merge) for merge in merges]
+    projected = sum(t * (h // merge) * (w // merge) for (t, h, w), merge in zip(grids, merges, strict=True))
+    chunks = [h * w for t, h, w in grids for _ in range(t)]
+    return _Encoded(len(grids), sum(chunks), chunks, projected)
+
+
+def _chunks_call(config: Any, kind: str, call: Mapping[str, Any]) -> _Encoded:
+    """Kimi K2.5: all frames of a chunk attend to each other and leave the tokens of one."""
+    grids = _ints(call[f"{kind}_grid_thw"])
+    chunks = [t * h * w for t, h, w in grids]
+    projected = sum(h * w for _, h, w in grids) // prod(config.merge_kernel_size)
+    return _Encoded(len(grids), sum(chunks), chunks, projected)
+
+
+_PACKED: dict[str, Callable[[Any, str, Mapping[str, Any]], _Encoded]] = {
+    "paddleocr_vl": _frames_call,
+    "video_llama_3": _frames_call,
+    "kimi_k25": _chunks_call,
+}
 
 
 def _pixel_call(

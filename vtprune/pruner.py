@@ -199,6 +199,9 @@ class Pruner:
             if forward.length > 1:
                 self.report.nothing_to_prune()
             return
+        for name, why in self.family.refused.items():
+            if bound.get(name):
+                raise NotImplementedError(why)
         if module.training and torch.is_grad_enabled():
             raise RuntimeError(
                 "vtprune prunes at inference; this model is in training mode with gradients. Call model.eval(), or "

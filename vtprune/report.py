@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
@@ -10,6 +11,7 @@ from torch import Tensor, nn
 from vtprune import flops
 from vtprune.flops_vision import vision_flops
 from vtprune.kept import Kept, kept_of
+from vtprune.layer_sizes import has_experts
 from vtprune.layout import Layout
 from vtprune.states import state_bytes
 from vtprune.stopwatch import Stopwatch
@@ -229,10 +231,16 @@ class Report:
         return self._decoder_flops(self._full()) if self.last else flops.Flops()
 
     def _decoder_flops(self, lengths) -> flops.Flops:
-        total = flops.Flops()
-        for one in lengths:
-            total = total + flops.decoder_flops(self._text_config, one) + flops.lm_head_flops(self._text_config)
+        config, total = self._text_config, flops.Flops()
+        for one, rows in zip(lengths, self._head_rows(), strict=True):
+            total = total + flops.decoder_flops(config, one) + flops.lm_head_flops(config, rows)
         return total
+
+    def _head_rows(self) -> list[int]:
+        """Of how many tokens of each sample a prefill of ``generate`` computes logits: few models have no choice."""
+        if "logits_to_keep" in inspect.signature(self._model.forward).parameters:
+            return [1] * len(self.last.lengths)
+        return [int(row.real.sum()) for row in self.last.layout.rows]
 
     @property
     def flops_selector(self) -> flops.Flops:
@@ -279,11 +287,15 @@ class Report:
 
     @property
     def flops_fastv(self) -> int:
-        """FastV's figure for the last prefill: per layer 4 n d^2 + 2 n^2 d + 2 n d m."""
+        """FastV's figure for the last prefill: per layer 4 n d^2 + 2 n^2 d + 2 n d m. Not for mixtures of experts."""
         config = self._text_config
         if self._plan.linear:
             raise NotImplementedError(
                 f"FastV's figure takes attention in every layer; {config.model_type!r} has layers without: see flops"
+            )
+        if has_experts(config):
+            raise NotImplementedError(
+                f"FastV's figure takes one MLP for each layer; {config.model_type!r} has experts: see flops instead"
             )
         sizes = (config.hidden_size, config.intermediate_size)
         return sum(flops.fastv_flops(*sizes, lengths) for lengths in self.last.lengths) if self.last else 0
@@ -307,13 +319,19 @@ class Report:
             counts = ", ".join(f"{n} -> {k}" for n, k in zip(record.before, record.after, strict=True))
             lines.append(f"  {site_name(record.site)}: {counts} visual tokens, {record.milliseconds:.1f} ms")
         lines += [f"  {note}" for note in self.notes]
-        if self.kv_bytes is not None:
-            lines.append(f"  KV cache: {self.kv_bytes:,} bytes measured, {self.kv_bytes_unpruned:,} unpruned")
-        if self.state_bytes:
-            lines.append(f"  states of linear layers: {self.state_bytes:,} bytes, however many tokens are kept")
-        whole, now = self.flops_unpruned.total_causal, self.flops.total_causal
-        lines.append(f"  prefill FLOPs of decoder, head and selector (causal): {now:.3g} of {whole:.3g}")
-        return "\n".join(lines)
+        return "\n".join([*lines, *self._costs()])
+
+    def _costs(self) -> list[str]:
+        """What the last prefill cost, in lines; of decoders of unknown arithmetic what was measured, and the reason."""
+        measured = [] if self.kv_bytes is None else [f"  KV cache: {self.kv_bytes:,} bytes measured"]
+        states = f"  states of linear layers: {self.state_bytes:,} bytes, however many tokens are kept"
+        stated = [states] if self.state_bytes else []
+        try:
+            bytes_whole, whole, now = self.kv_bytes_unpruned, self.flops_unpruned.total_causal, self.flops.total_causal
+        except NotImplementedError as unknown:
+            return [*measured, *stated, f"  {unknown}"]
+        measured = [f"{line}, {bytes_whole:,} unpruned" for line in measured]
+        return [*measured, *stated, f"  prefill FLOPs of decoder, head and selector (causal): {now:.3g} of {whole:.3g}"]
 
 
 def _read(need, record: SiteRecord) -> bool:

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from vtprune.attention import attention_inputs
 from vtprune.cache import PrunedStaticLayer, live_layer
+from vtprune.compat import compared_keys
 from vtprune.forward import CURRENT, Forward
 from vtprune.parts import last_norm, mixer_of, mlp_of
 from vtprune.rank import RANK, layer_rank, real_rows
@@ -221,11 +222,12 @@ class Sight:
         layer = live_layer(cache, index) if cache is not None else None
         if layer is None or not layer.is_initialized or not layer.keys.numel():
             return None
-        stored = layer.keys
+        stored, values = layer.keys, layer.values
         if isinstance(layer, PrunedStaticLayer) or hasattr(layer, "max_cache_len"):
-            stored = stored[:, :, : int(layer.cumulative_length)]
+            stored, values = (part[:, :, : int(layer.cumulative_length)] for part in (stored, values))
         if stored.device != inputs["hidden_states"].device or (getattr(layer, "sliding_window", None) and not peek):
             return None
+        stored = compared_keys(attn, stored, values)
         if not peek:
             return stored
         return torch.cat([stored, _own_keys(attn, inputs)], 2)

@@ -19,7 +19,7 @@ AUDIO, AUDIO_START, AUDIO_END = 104, 105, 106
 
 def _audio(**more: Any) -> dict:
     sizes = {"num_mel_bins": 16, "encoder_layers": 1, "encoder_attention_heads": 2, "encoder_ffn_dim": 32}
-    return {**sizes, "d_model": 32, "output_dim": 64, "n_window": 4, "max_source_positions": 64, **more}
+    return {**sizes, "d_model": 32, "output_dim": 64, "n_window": 50, "max_source_positions": 64, **more}
 
 
 def _qwen2_5_omni(layers: int) -> nn.Module:

@@ -166,7 +166,7 @@ class Timed:
                 "tokens": [list(pair) for pair in report.tokens],
                 "peak_bytes": peak,
                 "kv_bytes": report.kv_bytes,
-                "kv_bytes_unpruned": report.kv_bytes_unpruned,
+                "kv_bytes_unpruned": _if_known(lambda: report.kv_bytes_unpruned),
                 "flops": flops_of(report),
             }
 
@@ -180,8 +180,16 @@ def flops_of(report: Report) -> Mapping[str, float] | None:
         "selector": report.flops_selector.total_causal,
         "decoder": (report.flops.total_causal - report.flops_selector.total_causal),
         "unpruned": report.flops_unpruned.total_causal,
-        "fastv_formula": report.flops_fastv,
+        "fastv_formula": _if_known(lambda: report.flops_fastv),
     }
+
+
+def _if_known(count: Callable[[], int]) -> int | None:
+    """A number that the report computes; None for decoders of which it does not know how."""
+    try:
+        return count()
+    except NotImplementedError:
+        return None
 
 
 def spread(values: Sequence[float]) -> dict[str, float]:

@@ -114,6 +114,7 @@ class Family:
     pools_after_projector: whether videos leave ``projector`` with more tokens than reach the prompt.
     step_argument:      argument of the base model that says how many seconds lie between the steps of each video.
     mask_argument:      argument of the base model that says which tokens of all its videos reach the prompt, (n,) bool.
+    refused:            arguments of the decoder that cannot be served while it is pruned -> why, and what to do.
     videos_at_images:   whether videos stand at the placeholders of images, and a forward gets images or videos.
     """
 
@@ -128,6 +129,7 @@ class Family:
     pools_after_projector: bool = False
     step_argument: str = ""
     mask_argument: str = ""
+    refused: Mapping[str, str] = {}
     videos_at_images: bool = False
 
     def frames_per_step(self, model: nn.Module) -> int:

@@ -1,8 +1,10 @@
 """The thinkers of Qwen2.5-Omni and Qwen3-Omni, which see and hear; sound is text to vtprune and never pruned.
 
-``vtprune.wrap(model.thinker, ...)`` prunes what ``model.generate`` writes. Where it also speaks, the talker is given
-the thinker's last hidden states of the whole prompt, which are zeros where visual tokens were dropped.
+``vtprune.wrap(model.thinker, ...)`` prunes what ``model.generate(..., generation_mode="text")`` writes. Speech is
+refused: the talker reads the thinker's hidden states of the whole prompt, and dropped tokens have none.
 """
+
+from typing import ClassVar
 
 from vtprune.families.base import register
 from vtprune.families.qwen_vl import QwenVL
@@ -12,6 +14,10 @@ from vtprune.families.qwen_vl import QwenVL
 class Qwen25Thinker(QwenVL):
     model_types = ("qwen2_5_omni_thinker",)
     step_argument = "video_second_per_grid"
+    refused: ClassVar[dict[str, str]] = {
+        "output_hidden_states": "hidden states of a pruned prompt have gaps, and speech is made of states without: ask "
+        'for text, model.generate(..., generation_mode="text"), or call vtprune.unwrap(model.thinker) first'
+    }
 
 
 @register
