@@ -8,6 +8,10 @@ HELD = 1 << 26
 """Entries of an adjacency matrix, a byte each, that are kept between rounds; larger ones are made again in blocks."""
 BLOCK = 1 << 22
 """Entries that are looked at at a time."""
+TRIANGLE = 256
+"""Rows at least that are multiplied with all from the first of them on."""
+SPARSE = 32
+"""Up to so many edges for each node they are followed one by one; of more, the matrix is gone through."""
 
 
 def edge_components(n: int, a: Tensor, b: Tensor) -> Tensor:
@@ -30,13 +34,15 @@ def similar_components(x: Tensor, least: float) -> tuple[Tensor, Tensor]:
     itself included. Similarities are held as a whole only while they are few. Rows of zeros are like nothing.
     """
     u = F.normalize(x.float(), dim=-1)
-    n, step = len(u), max(1, BLOCK // max(1, len(u)))
-    held = [_joins(u, rows, least) for rows in _blocks(n, step)] if n * n <= HELD else None
-    label, degree = torch.arange(n, device=u.device), torch.zeros(n, dtype=torch.int64, device=u.device)
+    n = len(u)
+    if n * n <= HELD:
+        return joined_components(_all_joins(u, least))
+    step, label, degree = max(1, BLOCK // n), torch.arange(n, device=u.device), torch.zeros_like(u[:, 0]).long()
     while True:
         low = label.clone()
-        for i, rows in enumerate(_blocks(n, step)):
-            joins = _joins(u, rows, least) if held is None else held[i]
+        for start in range(0, n, step):
+            rows = slice(start, min(n, start + step))
+            joins = _joins(u, rows, 0, least)
             degree[rows] = joins.sum(1)
             low[rows] = torch.where(joins, label, n).amin(1)
         found = _hooked(label, low)
@@ -45,14 +51,36 @@ def similar_components(x: Tensor, least: float) -> tuple[Tensor, Tensor]:
         label = found
 
 
-def _blocks(n: int, step: int) -> list[slice]:
-    return [slice(start, min(n, start + step)) for start in range(0, n, step)]
+def joined_components(joins: Tensor) -> tuple[Tensor, Tensor]:
+    """The same for a graph that is given: (n, n) bool, symmetric, every row joined to itself."""
+    n = len(joins)
+    edges = int(torch.count_nonzero(joins))
+    if edges <= SPARSE * n:
+        a, b = joins.nonzero().unbind(1)
+        return edge_components(n, a, b), torch.bincount(a, minlength=n)
+    label = torch.arange(n, device=joins.device)
+    while True:
+        found = _hooked(label, torch.where(joins, label, n).amin(1))
+        if torch.equal(found, label):
+            return label, joins.sum(1)
+        label = found
 
 
-def _joins(u: Tensor, rows: slice, least: float) -> Tensor:
-    """(r, n) bool: who is joined to these rows; each to itself."""
-    joins = u[rows] @ u.T > least
-    joins.diagonal(rows.start).fill_(True)
+def _all_joins(u: Tensor, least: float) -> Tensor:
+    """(n, n) bool: who is joined to whom; one triangle of the products says it for both."""
+    n, joins = len(u), torch.empty(len(u), len(u), dtype=torch.bool, device=u.device)
+    step = max(TRIANGLE, BLOCK // 8 // max(1, n))
+    for start in range(0, n, step):
+        rows = slice(start, min(n, start + step))
+        joins[rows, start:] = _joins(u, rows, start, least)
+        joins[rows.stop :, rows] = joins[rows, rows.stop :].T
+    return joins
+
+
+def _joins(u: Tensor, rows: slice, first: int, least: float) -> Tensor:
+    """(r, n - first) bool: which rows from ``first`` on are joined to these; each to itself."""
+    joins = u[rows] @ u[first:].T > least
+    joins.diagonal(rows.start - first).fill_(True)
     return joins
 
 

@@ -19,6 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from vtprune.blocks.clip_grids import clip_grids
+from vtprune.blocks.component_counts import ComponentCounts
 from vtprune.blocks.components import representatives, similar_components
 from vtprune.blocks.frame_runs import IMAGES, usual_images
 from vtprune.blocks.resize import plan_matrix
@@ -81,7 +82,10 @@ class LLaVAScissor:
         attempt = partial(components_of_video, x, sizes)
         if self.keep_ratio is None:
             return attempt(self.similarity)
-        return fit_threshold(attempt, max(1, round(len(x) * self.keep_ratio)), -1.0, 1.0)
+        wanted = max(1, round(len(x) * self.keep_ratio))
+        found = attempt(fit_threshold(ComponentCounts(x, sizes), wanted, -1.0, 1.0).similarity)
+        # where sums were rounded otherwise than in the count, a component more may be left
+        return found if len(found) <= wanted else fit_threshold(attempt, wanted, -1.0, 1.0)
 
 
 @dataclass(frozen=True)
