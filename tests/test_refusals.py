@@ -133,6 +133,8 @@ MERGES = {
     "weight alone": (lambda n: dict(weight=torch.ones(n)), "weight goes with merge"),
     "weight zero": (lambda n: dict(merge=identity(n), weight=torch.zeros(n)), "finite and above 0"),
     "weight shape": (lambda n: dict(merge=identity(n), weight=torch.ones(n + 1)), "weight must be float of shape"),
+    "stands for none": (lambda n: dict(stands_for=torch.zeros(2)), "every stands_for must be finite and above 0"),
+    "stands for shape": (lambda n: dict(stands_for=torch.ones(n)), "stands_for must be float of shape (2,)"),
 }
 
 

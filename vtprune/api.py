@@ -41,7 +41,7 @@ def wrap(
     from vtprune.plan import Plan, check_sites, facts_of
     from vtprune.pruner import Pruner
     from vtprune.ragged import check_ragged
-    from vtprune.refuse import check_model
+    from vtprune.refuse import check_model, check_proportional
     from vtprune.selftest import self_test
     from vtprune.signals import check_needs
 
@@ -60,6 +60,7 @@ def wrap(
         policy = policy.fitted(facts_of(inner, family))
     check_sites(policy, len(family.decoder(inner).layers))
     check_needs(policy, family, inner)
+    check_proportional(policy, inner, family)
     plan = Plan(inner, family, policy, positions)
     vars(model)[_ATTRIBUTE] = Pruner(inner, family, plan, ragged)
     return model

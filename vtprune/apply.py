@@ -66,6 +66,21 @@ class Step:
         """Bookkeeping (B, P) of the old rows -> (B, K) of the new."""
         return columns.gather(1, self.order)
 
+    def stand_for(self, before: Tensor | None, dtype: torch.dtype) -> Tensor | None:
+        """For how many tokens rows stand in attention, (B, P) of the old rows -> (B, K) of the new; None: all for one.
+
+        dtype: of the answer, in at least fp32.
+        """
+        said = [(b, m.slots, m.selection.stands_for) for b, m in self.merges if m.selection.stands_for is not None]
+        if before is None and all(bool((numbers == 1).all()) for _, _, numbers in said):
+            return None
+        wide, device = torch.promote_types(dtype, torch.float32), self.order.device
+        out = torch.ones(self.order.shape, dtype=wide, device=device)
+        out = out if before is None else self.follow(before.to(device))
+        for b, slots, numbers in said:
+            out[b, slots.to(device)] = numbers.to(device, wide)
+        return out
+
 
 def merge_rows(x: Tensor, selection: Selection) -> Tensor:
     """(N, D) -> (K, D) in x's dtype, computed in at least fp32."""

@@ -124,6 +124,22 @@ def _unreachable(attn: nn.Module) -> NotImplementedError:
     )
 
 
+def with_key_bias(query: Tensor, key: Tensor, scaling: float, mask: Any, rows: Tensor, allowed: Tensor):
+    """Queries and keys, one wider, whose scaled products have what the mask adds to each key's scores.
+
+    query:   (B, H, R, d) of ``rows`` (B, R). key: (B, H_kv, K, d). allowed: (B, R, K) bool, what each row sees.
+    mask:    (B, 1, Q, K) float that adds the same to all scores of a key; another one adds nothing.
+    """
+    if not isinstance(mask, Tensor) or mask.dim() != 4 or not mask.is_floating_point():
+        return query, key
+    # a row that sees the key
+    seen = rows.gather(1, allowed.int().argmax(1))[:, None]
+    added = mask[:, 0, :, : key.shape[2]].expand(len(rows), -1, -1).gather(1, seen)
+    added = torch.where(allowed.any(1, keepdim=True), added, 0).to(query.dtype) / scaling
+    added = added[..., None].expand(-1, key.shape[1], -1, -1)
+    return torch.cat([query, query.new_ones(*query.shape[:-1], 1)], -1), torch.cat([key.to(query.dtype), added], -1)
+
+
 def allowed_keys(
     mask: Any, rows: Tensor, queries: int, keys: int, *, causal: bool = True, window: int | None = None
 ) -> Tensor:

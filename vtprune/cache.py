@@ -29,12 +29,16 @@ from vtprune.states import check_rollback
 
 @dataclass(frozen=True)
 class Arrival:
-    """What the next ``update`` of a pruned layer stores: kept ``columns`` (B, K) of a forward of ``length`` tokens."""
+    """What the next ``update`` of a pruned layer stores: kept ``columns`` (B, K) of a forward of ``length`` tokens.
+
+    bias: (B, K) float that is added to the scores of their keys, or None.
+    """
 
     columns: Tensor
     valid: Tensor | None
     length: int
     shift: Tensor | None
+    bias: Tensor | None = None
 
 
 class PrunedLayer:
@@ -63,7 +67,13 @@ class PrunedDynamicLayer(PrunedLayer):
         """The slots after the next ``update`` with ``n`` tokens."""
         if self.arrival is None:
             return self.slots.append(n)
-        return self.slots.extend(self.arrival.columns, self.arrival.valid, self.arrival.length, self.arrival.shift)
+        come = self.arrival
+        return self.slots.extend(come.columns, come.valid, come.length, come.shift, come.bias)
+
+    @property
+    def biased(self) -> bool:
+        """Whether anything is added to the scores of some of its keys."""
+        return self.slots.bias is not None or (self.arrival is not None and self.arrival.bias is not None)
 
     def update(self, key_states: Tensor, value_states: Tensor, *args, **kwargs) -> tuple[Tensor, Tensor]:
         self.slots, self.arrival = self.coming(key_states.shape[-2]), None
@@ -108,7 +118,11 @@ class PrunedStaticLayer(PrunedLayer):
     """Mixed in before ``StaticLayer``: slots are tensors of fixed shape, changed in place, for compiled decoding.
 
     slot_positions, slot_valid: (B, max_cache_len). logical_length: () int64.
+    slot_bias: (B, max_cache_len) float, what is added to the scores of the keys; None until something is, and old in
+    slots that hold nothing.
     """
+
+    slot_bias: Tensor | None = None
 
     def prepare(self, batch: int, device: torch.device) -> None:
         """Allocates the slots, once; tokens stored before the layer was replaced keep their positions."""
@@ -123,34 +137,53 @@ class PrunedStaticLayer(PrunedLayer):
             for tensor in (self.slot_positions, self.slot_valid, self.logical_length):
                 torch._dynamo.mark_static_address(tensor)
 
-    def coming_tensors(self, n: int) -> tuple[Tensor, Tensor]:
-        """Positions and valid (B, max_cache_len) after the next ``update`` with ``n`` tokens."""
+    def coming_tensors(self, n: int) -> tuple[Tensor, Tensor, Tensor | None]:
+        """Positions, valid and bias (B, max_cache_len) or None after the next ``update`` with ``n`` tokens."""
         device, batch = self.slot_positions.device, self.slot_positions.shape[0]
         stored = self.cumulative_length if self.is_initialized else torch.tensor(0, device=device)
         if self.arrival is None:
-            columns, valid = torch.arange(n, device=device).expand(batch, -1), None
+            columns, valid, bias = torch.arange(n, device=device).expand(batch, -1), None, None
         else:
-            columns, valid = self.arrival.columns, self.arrival.valid
+            columns, valid, bias = self.arrival.columns, self.arrival.valid, self.arrival.bias
         if valid is None:
             valid = torch.ones_like(columns, dtype=torch.bool)
         where = torch.arange(n, device=device) + stored
         positions = self.slot_positions.index_copy(1, where, columns + self.logical_length)
-        return positions, self.slot_valid.index_copy(1, where, valid)
+        valid = self.slot_valid.index_copy(1, where, valid)
+        if bias is None and self.slot_bias is None:
+            return positions, valid, None
+        old = bias.new_zeros(self.slot_positions.shape) if self.slot_bias is None else self.slot_bias
+        new = old.new_zeros(batch, n) if bias is None else bias.to(old)
+        return positions, valid, old.index_copy(1, where, new)
 
-    def stored_tensors(self) -> tuple[Tensor, Tensor]:
-        """Positions and valid (B, max_cache_len) as they are."""
-        return self.slot_positions, self.slot_valid
+    @property
+    def biased(self) -> bool:
+        """Whether anything is added to the scores of some of its keys."""
+        return self.slot_bias is not None or (self.arrival is not None and self.arrival.bias is not None)
+
+    def stored_tensors(self) -> tuple[Tensor, Tensor, Tensor | None]:
+        """Positions, valid and bias (B, max_cache_len) or None as they are."""
+        return self.slot_positions, self.slot_valid, self.slot_bias
 
     def update(self, key_states: Tensor, value_states: Tensor, *args, **kwargs) -> tuple[Tensor, Tensor]:
         batch, _, n, _ = key_states.shape
         self.prepare(batch, key_states.device)
-        positions, valid = self.coming_tensors(n)
+        positions, valid, bias = self.coming_tensors(n)
         self.slot_positions.copy_(positions)
         self.slot_valid.copy_(valid)
+        if bias is not None:
+            self._keep_bias(bias)
         self.logical_length.add_(n if self.arrival is None else self.arrival.length)
         if self.arrival is not None:
             self.trimmed, self.shift, self.arrival = True, self.arrival.shift, None
         return super().update(key_states, value_states, *args, **kwargs)
+
+    def _keep_bias(self, bias: Tensor) -> None:
+        if self.slot_bias is None:
+            self.slot_bias = torch.zeros_like(bias)
+            if not torch.compiler.is_compiling():
+                torch._dynamo.mark_static_address(self.slot_bias)
+        self.slot_bias.copy_(bias)
 
     def get_seq_length(self) -> Tensor | int:
         return self.logical_length if self.is_initialized else 0
@@ -164,6 +197,8 @@ class PrunedStaticLayer(PrunedLayer):
             rows = beam_idx.to(self.slot_positions.device)
             self.slot_positions.copy_(self.slot_positions[rows])
             self.slot_valid.copy_(self.slot_valid[rows])
+            if self.slot_bias is not None:
+                self.slot_bias.copy_(self.slot_bias[rows])
             self.shift = None if self.shift is None else self.shift[rows]
 
     def crop(self, tokens_to_remove: int) -> None:

@@ -29,6 +29,8 @@ def check_selections(selections: Sequence[Selection | None], offered: Sequence[V
                 _check_weight(selection, tokens, who)
             if selection.values is not None:
                 _check_values(selection, tokens, who)
+            if selection.stands_for is not None:
+                _check_positive(selection.stands_for, len(keep), who, "stands_for")
     return rows
 
 
@@ -47,7 +49,7 @@ def _check_form(selection: Selection, tokens: VisualTokens, who: str) -> None:
     _check_device(keep, tokens, who, "keep")
     if not len(keep):
         raise ValueError(f"{who}: keep is empty; at least one of the {len(tokens)} visual tokens must stay")
-    for name in ("merge", "weight", "values"):
+    for name in ("merge", "weight", "values", "stands_for"):
         tensor = getattr(selection, name)
         if tensor is not None and not isinstance(tensor, Tensor):
             raise TypeError(f"{who}: {name} must be a tensor or None; got {type(tensor).__name__}")
@@ -118,12 +120,15 @@ def _check_values(selection: Selection, tokens: VisualTokens, who: str) -> None:
 
 
 def _check_weight(selection: Selection, tokens: VisualTokens, who: str) -> None:
-    weight, n = selection.weight, len(tokens)
     if selection.merge is None:
         raise ValueError(f"{who}: weight goes with merge; got weight alone")
-    if weight.shape != (n,) or not weight.is_floating_point():
-        raise ValueError(f"{who}: weight must be float of shape ({n},); got {weight.dtype} {tuple(weight.shape)}")
-    if not bool(((weight > 0) & weight.isfinite()).all()):
+    _check_positive(selection.weight, len(tokens), who, "weight")
+
+
+def _check_positive(numbers: Tensor, n: int, who: str, name: str) -> None:
+    if numbers.shape != (n,) or not numbers.is_floating_point():
+        raise ValueError(f"{who}: {name} must be float of shape ({n},); got {numbers.dtype} {tuple(numbers.shape)}")
+    if not bool(((numbers > 0) & numbers.isfinite()).all()):
         raise ValueError(
-            f"{who}: every weight must be finite and above 0; got {float(weight.min())} to {float(weight.max())}"
+            f"{who}: every {name} must be finite and above 0; got {float(numbers.min())} to {float(numbers.max())}"
         )

@@ -7,7 +7,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import masking_utils
 
 
 def with_attention(config: Any, implementation: str) -> Any:
@@ -109,6 +108,8 @@ def has_state_masks() -> bool:
 
     Before 5.23 the mask was left out for one sample, and padding got into the state.
     """
+    from transformers import masking_utils  # it brings in much of torch that `import vtprune` does without
+
     return hasattr(masking_utils, "create_recurrent_attention_mask")
 
 

@@ -74,7 +74,7 @@ def _call_flops(family: Family, model: nn.Module, base: nn.Module, call: Mapping
             f"{', '.join(_TOWERS)}"
         )
     total = _tower_flops(tower, _blocks(tower), encoded)
-    if encoded.merging:
+    if name in _GRID_FAMILIES:
         return total
     other = {id(module) for module in (family.decoder(model), *towers.values())}
     weights = sum(_weights(child) for child in base.children() if id(child) not in other)

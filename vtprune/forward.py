@@ -68,8 +68,10 @@ class Sample:
             at += count
         return tuple(segments)
 
-    def tokens(self, hidden: Tensor, site: float, signals: Mapping[str, Tensor]) -> VisualTokens:
-        """What the policy sees. hidden: (P, D) all physical rows of this sample."""
+    def tokens(
+        self, hidden: Tensor, site: float, signals: Mapping[str, Tensor], stands_for: Tensor | None = None
+    ) -> VisualTokens:
+        """What the policy sees. hidden: (P, D) all physical rows of this sample; stands_for: (P,) or None."""
         device, index = hidden.device, self.offered[self.alive]
         return VisualTokens(
             hidden=hidden[self.visual.to(device)],
@@ -84,6 +86,7 @@ class Sample:
             seed=self.row.seed,
             memory=self.memory,
             seconds=None if self.row.seconds is None else self.row.seconds[index],
+            stands_for=None if stands_for is None else stands_for.to(device)[self.visual.to(device)],
         )
 
     def keep(self, keep: Tensor) -> tuple[Tensor, Tensor]:
@@ -108,6 +111,7 @@ class Forward:
     cut:     the decoder went on with the last columns alone, so that rows are those and nothing is left to gather.
     waits:   the pictures of this forward are still to be encoded, with its attention ``mask``.
     plane:   which of several planes of hidden states policies see.
+    stands_for: (B, P) for how many tokens the rows stand in attention; None where all stand for one.
     arrival: what the cache layers from here on will store; None until something was pruned.
     """
 
@@ -126,6 +130,7 @@ class Forward:
         self.columns: Tensor | None = None
         self.valid: Tensor | None = None
         self.lengths: tuple[int, ...] = ()
+        self.stands_for: Tensor | None = None
         self.arrival: Arrival | None = None
         self.steps: list[Step] = []
         self.plain = True
@@ -167,8 +172,9 @@ class Forward:
         record = SiteRecord(site, [len(sample.visual) for sample in self.samples], Stopwatch.start(hidden.device))
         self.serving = record
         seen = self.seen(hidden)
+        numbers = [None] * len(self.samples) if self.stands_for is None else self.stands_for
         offered = [
-            sample.tokens(seen[b], site, signals(b)) if len(sample.visual) and not sample.done else None
+            sample.tokens(seen[b], site, signals(b), numbers[b]) if len(sample.visual) and not sample.done else None
             for b, sample in enumerate(self.samples)
         ]
         selections = [None if tokens is None else self.policy.select(tokens) for tokens in offered]
@@ -184,10 +190,10 @@ class Forward:
         record.notes = list(dict.fromkeys(s.note for s in selections if s is not None and s.note))
         self.record.sites.append(record)
         whole = all(len(k) == n for k, n in zip(kept, record.before, strict=True))
-        if whole and not any(s is not None and s.changes for s in selections):
+        if whole and not any(s is not None and (s.changes or s.stands_for is not None) for s in selections):
             return hidden
         step = self._step(selections, kept, hidden.device)
-        self._advance(step, shift, hidden.device)
+        self._advance(step, shift, hidden)
         return step.apply(hidden)
 
     def _step(self, selections: Sequence[Selection | None], kept: Sequence[Tensor], device: torch.device) -> Step:
@@ -196,14 +202,14 @@ class Forward:
             alive, slots = sample.keep(keep)
             rows.append(alive)
             longest = max(longest, len(alive))
-            changed = selection is not None and selection.changes
+            changed = selection is not None and (selection.changes or selection.stands_for is not None)
             merges.append(Merge(sample.visual.to(device), selection, slots.to(device)) if changed else None)
         for sample, alive, keep in zip(self.samples, rows, kept, strict=True):
             sample.move(alive, keep, longest - len(alive))
         return build_step(rows, merges, device)
 
-    def _advance(self, step: Step, shift: Tensor | None, device: torch.device) -> None:
-        batch = step.order.shape[0]
+    def _advance(self, step: Step, shift: Tensor | None, hidden: Tensor) -> None:
+        batch, device = step.order.shape[0], hidden.device
         if self.columns is None:
             self.columns = torch.arange(self.length, device=device).expand(batch, -1)
         # layers may lie on several devices: everything follows the layer that prunes
@@ -214,7 +220,9 @@ class Forward:
             shift = dropped if shift is None else shift.to(device) + dropped
         else:
             shift = None
-        self.arrival = Arrival(self.columns, self.valid, self.length, shift)
+        self.stands_for = step.stand_for(self.stands_for, hidden.dtype)
+        bias = None if self.stands_for is None else self.stands_for.log()
+        self.arrival = Arrival(self.columns, self.valid, self.length, shift, bias)
         self.steps.append(step)
         self.memo.clear()
 

@@ -18,6 +18,7 @@ def narrow_mask(
     total: int | Tensor,
     kind: str,
     dtype: torch.dtype,
+    bias: Tensor | None = None,
 ):
     """The mask of one layer.
 
@@ -28,8 +29,15 @@ def narrow_mask(
     start:     logical position of the first of the n columns. total: logical length after them, () int64 for static
                caches, whose slots may be more than that.
     kind:      the model's attention implementation; dtype: of its hidden states.
-    Returns the same form of mask for (B, n) queries and (B, P) keys; None stays None when nothing must be hidden.
+    bias:      (B, P) float that is added to the scores of the keys, or None.
+    Returns the same form of mask for (B, n) queries and (B, P) keys; None stays None when nothing must be hidden. With
+    a bias it is additive, (B, 1, n, P) in ``dtype``. Raises NotImplementedError for a bias where masks cannot add.
     """
+    if bias is not None:
+        check_takes_bias(kind, mask)
+        shown = narrow_mask(mask, columns, positions, valid, n, start, total, kind, dtype)
+        shown = _causal(columns, positions, n, start) if shown is None else shown
+        return _biased(shown, bias[:, None, None, :], dtype)
     if mask is None:
         return None if valid is None else _missing_mask(columns, positions, valid, n, start, kind, dtype)
     if hasattr(mask, "mask_mod"):
@@ -56,6 +64,22 @@ def narrow_mask(
     return mask if valid is None else _hide(mask, valid[:, None, None, :])
 
 
+def check_takes_bias(kind: str, mask=None) -> None:
+    """Raises NotImplementedError unless attention of this ``kind``, given masks like ``mask``, adds them to scores."""
+    if "flash" in kind or "flex" in kind or (mask is not None and not (isinstance(mask, Tensor) and mask.dim() == 4)):
+        raise NotImplementedError(
+            f"kept tokens that stand for several in attention need a mask that is added to the scores, which {kind!r} "
+            "does not take. Load the model with attn_implementation='sdpa', or wrap it with proportional=False, which "
+            "counts every merged token once"
+        )
+
+
+def _biased(mask: Tensor, bias: Tensor, dtype: torch.dtype) -> Tensor:
+    if mask.dtype == torch.bool:
+        return torch.where(mask, bias.to(dtype), torch.finfo(dtype).min)
+    return (mask + bias.to(mask.dtype)).clamp(min=torch.finfo(mask.dtype).min)
+
+
 def _hide(mask: Tensor, shown: Tensor) -> Tensor:
     return mask & shown if mask.dtype == torch.bool else mask.masked_fill(~shown, torch.finfo(mask.dtype).min)
 
@@ -66,14 +90,18 @@ def _missing_mask(
     """The causal mask that the model left implicit, once ragged rows make it necessary."""
     if "flash" in kind:
         return valid
+    shown = _causal(columns, positions, n, start) & valid[:, None, None, :]
+    if kind != "eager":
+        return shown
+    return torch.zeros_like(shown, dtype=dtype).masked_fill(~shown, torch.finfo(dtype).min)
+
+
+def _causal(columns: Tensor | None, positions: Tensor, n: int, start: int) -> Tensor:
     if columns is None:
         queries = torch.arange(start, start + n, device=positions.device)[None]
     else:
         queries = columns + start
-    shown = (positions[:, None, None, :] <= queries[:, None, :, None]) & valid[:, None, None, :]
-    if kind != "eager":
-        return shown
-    return torch.zeros_like(shown, dtype=dtype).masked_fill(~shown, torch.finfo(dtype).min)
+    return positions[:, None, None, :] <= queries[:, None, :, None]
 
 
 def _block_mask(mask, columns: Tensor | None, positions: Tensor, valid: Tensor | None, n: int, start: int):

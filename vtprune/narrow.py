@@ -95,11 +95,11 @@ class LayerArguments:
         if isinstance(layer, PrunedStaticLayer):
             kind = compat.attention_kind(self.decoder.config)
             # slots that hold nothing are hidden in every case, also when all rows keep the same number
-            positions, valid = layer.stored_tensors() if shared else layer.coming_tensors(n)
+            positions, valid, bias = layer.stored_tensors() if shared else layer.coming_tensors(n)
             columns = None if forward.cut else forward.columns
             start = layer.logical_length
             total = start if shared else start + (forward.length if layer.arrival is None else layer.arrival.length)
-            return narrow_mask(mask, columns, positions, valid, n, start, total, kind, hidden.dtype)
+            return narrow_mask(mask, columns, positions, valid, n, start, total, kind, hidden.dtype, bias)
         # the layer whose keys are shared has run, so it holds the keys of this forward already
         slots = None if layer is None else layer.slots if shared else layer.coming(n)
         key = (id(slots), id(mask), n, hidden.device)
@@ -112,9 +112,9 @@ class LayerArguments:
         device, length = hidden.device, forward.length
         kind = compat.attention_kind(self.decoder.config)
         if slots is None:
-            positions, valid, start = forward.columns, forward.valid, 0
+            positions, valid, bias, start = forward.columns, forward.valid, forward.arrival.bias, 0
         else:
-            (positions, valid), start = slots.materialize(), slots.length - length
+            (positions, valid, bias), start = slots.materialize(), slots.length - length
         n = hidden.shape[-2]
         window = self._window(index)
         if window and "flash" in kind and start + length > window:
@@ -123,13 +123,13 @@ class LayerArguments:
                 "counts in pruned tokens. Load the model with attn_implementation='sdpa', where the window is exact"
             )
         positions = positions.to(device)
-        valid = None if valid is None else valid.to(device)
+        valid, bias = (None if flags is None else flags.to(device) for flags in (valid, bias))
         columns = None if forward.columns is None or forward.cut else forward.columns.to(device)
         # rows that were not dropped are the last of all, also where the decoder went on with a few of them
         first = start if columns is not None else start + length - n
-        narrowed = narrow_mask(mask, columns, positions, valid, n, first, start + length, kind, hidden.dtype)
-        # without earlier keys samples attend to themselves alone
-        alone = columns is not None and start == 0 and positions.shape[1] == n
+        narrowed = narrow_mask(mask, columns, positions, valid, n, first, start + length, kind, hidden.dtype, bias)
+        # without earlier keys samples attend to themselves alone; what is added to scores needs the mask
+        alone = columns is not None and start == 0 and positions.shape[1] == n and bias is None
         return self._packed(forward, mask, narrowed, valid, device) if alone else narrowed
 
     def _packed(self, forward: Forward, mask, narrowed, valid: Tensor | None, device: torch.device):

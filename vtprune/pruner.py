@@ -335,9 +335,10 @@ class Pruner:
         layer = cache.layers[index if source is None else source] if cache is not None else None
         if not isinstance(layer, PrunedStaticLayer) or not layer.trimmed:
             return None
-        positions, valid = layer.coming_tensors(1) if source is None else layer.stored_tensors()
+        positions, valid, bias = layer.coming_tensors(1) if source is None else layer.stored_tensors()
         total = layer.logical_length + (1 if source is None else 0)
-        mask = narrow_mask(kwargs["attention_mask"], None, positions, valid, 1, total - 1, total, "sdpa", hidden.dtype)
+        given, start = kwargs["attention_mask"], total - 1
+        mask = narrow_mask(given, None, positions, valid, 1, start, total, "sdpa", hidden.dtype, bias)
         kwargs = {**kwargs, "attention_mask": mask}
         if layer.shift is not None:
             ids = kwargs["position_ids"] - layer.shift[:, None]
@@ -376,4 +377,5 @@ def _dense(layer) -> bool:
         return True
     if isinstance(layer, PrunedStaticLayer):
         return not layer.trimmed
-    return layer.slots.valid is None and layer.slots.shift is None and not layer.masked
+    slots = layer.slots
+    return slots.valid is None and slots.shift is None and slots.bias is None and not layer.masked

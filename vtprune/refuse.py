@@ -7,12 +7,19 @@ from torch import Tensor, nn
 
 from vtprune import compat
 from vtprune.families.base import Family
+from vtprune.masks import check_takes_bias
 from vtprune.narrow import knows
 
 _BOTH = ("hybrid", "mamba", "recurrent")
 """Words in the kinds of layers that attend and keep a state, or are of no kind that was tried."""
 
 _PACKED = ("cu_seq_lens_q", "cu_seq_lens_k", "cu_seqlens", "seq_idx")
+
+
+def check_proportional(policy: object, model: nn.Module, family: Family) -> None:
+    """Raises NotImplementedError for a policy whose ``proportional`` is True in a model whose attention cannot add."""
+    if getattr(policy, "proportional", False):
+        check_takes_bias(compat.attention_kind(family.decoder(model).config))
 
 
 def check_model(model: nn.Module, family: Family) -> None:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from vtprune.attention import attention_inputs
-from vtprune.cache import PrunedStaticLayer, live_layer
+from vtprune.cache import PrunedLayer, PrunedStaticLayer, live_layer
 from vtprune.compat import compared_keys
 from vtprune.forward import CURRENT, Forward
 from vtprune.parts import last_norm, mixer_of, mlp_of
@@ -201,7 +201,7 @@ class Sight:
             real = real_rows(torch.stack([row.real for row in forward.layout.rows]).to(hidden.device), columns)
             keys = self._keys(attn, inputs, layer.index, layer.peek)
             past = 0 if keys is None else keys.shape[2] - hidden.shape[1]
-            forward.memo[memo] = layer_rank(attn, inputs, real, past)
+            forward.memo[memo] = layer_rank(attn, inputs, real, past, _biased(forward, inputs, layer.index))
         rank = forward.memo[memo]
         return rank[b, physical(columns, b, self._logical(forward, b).to(rank.device))]
 
@@ -214,7 +214,8 @@ class Sight:
         padded = [torch.cat([rows, rows[-1:].expand(most - len(rows))]) for rows in wanted]
         rows = torch.stack([physical(columns, b, row.to(hidden.device)) for b, row in enumerate(padded)])
         keys = self._keys(attn, inputs, index, peek)
-        return row_attention(attn, inputs, rows, inputs.get("attention_mask"), keys)
+        biased = _biased(forward, inputs, index)
+        return row_attention(attn, inputs, rows, inputs.get("attention_mask"), keys, biased)
 
     def _keys(self, attn: nn.Module, inputs: Mapping, index: int, peek: bool) -> Tensor | None:
         """The keys of the layer, past ones first; None: compute those of this forward, there are no others."""
@@ -238,6 +239,13 @@ def _refuse(need: Need, site: float) -> Tensor:
         f"{need.text!r} was read at {site_name(site)}, before any layer with attention has run: the layers before it "
         "are linear. Choose later sites for this policy"
     )
+
+
+def _biased(forward: Forward, inputs: Mapping, index: int) -> bool:
+    """Whether something may be added to the scores of keys in this layer."""
+    cache = inputs.get("past_key_values")
+    layer = live_layer(cache, index) if cache is not None else None
+    return layer.biased if isinstance(layer, PrunedLayer) else forward.stands_for is not None
 
 
 def _own_keys(attn: nn.Module, inputs: Mapping) -> Tensor:

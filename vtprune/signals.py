@@ -14,7 +14,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from vtprune.attention import allowed_keys, attention_inputs, projects_apart
+from vtprune.attention import allowed_keys, attention_inputs, projects_apart, with_key_bias
 from vtprune.compat import attention_window
 from vtprune.families.base import Family
 from vtprune.parts import last_norm
@@ -279,7 +279,12 @@ def _check_tower(need: Need, family: Family, model: nn.Module) -> None:
 
 @torch.no_grad()
 def row_attention(
-    attn: nn.Module, inputs: Mapping[str, Any], rows: Tensor, mask: Any = None, keys: Tensor | None = None
+    attn: nn.Module,
+    inputs: Mapping[str, Any],
+    rows: Tensor,
+    mask: Any = None,
+    keys: Tensor | None = None,
+    biased: bool = False,
 ) -> Tensor:
     """(B, R, K) float32: what some rows of a decoder layer pay to every key, mean over heads.
 
@@ -291,6 +296,7 @@ def row_attention(
     keys:   (B, H_kv, K, d) that the layer left in its cache, the last P of them from ``hidden_states``; None computes
             them from ``hidden_states``. Queries are projected for R rows only, and values for none,
             where the module's projections can be told apart.
+    biased: whether the mask adds to the scores of keys, and does not only hide them.
     """
     hidden = inputs["hidden_states"]
     asked = {name: value for name, value in inputs.items() if name not in _IGNORED}
@@ -313,6 +319,8 @@ def row_attention(
         causal=getattr(attn, "is_causal", True),
         window=attention_window(attn),
     )
+    if biased:
+        query, key = with_key_bias(query, key, call.scaling, mask, rows, allowed)
     return attention_rows(query, key.to(query.dtype), scale=call.scaling, visible=Visible(allowed=allowed))
 
 

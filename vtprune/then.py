@@ -63,6 +63,10 @@ class Then:
         return all(getattr(stage, "newlines", False) for stage in self.stages)
 
     @property
+    def proportional(self) -> bool:
+        return any(getattr(stage, "proportional", False) for stage in self.stages)
+
+    @property
     def notes(self) -> tuple[str, ...]:
         return tuple(note for stage in self.stages for note in getattr(stage, "notes", ()))
 

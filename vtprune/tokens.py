@@ -89,6 +89,8 @@ class VisualTokens:
     text_position: (M,) int64, the same for ``text``.
     seed:     a number that depends on the sample's prompt alone, the same in every batch and for every beam.
     memory:   what the policy wants to find again at its next site, of this sample in this forward.
+    stands_for: (N,) float, for how many tokens each stands in attention, as the ``stands_for`` of a selection at an
+              earlier site of this forward said; None where none did, and all stand for one.
     seconds:  (N,) float64 on the CPU: when the frame of each is shown (``vtprune.frame_times``), nan where unknown;
               None where nothing is known of the whole sample.
     """
@@ -105,6 +107,7 @@ class VisualTokens:
     seed: int = 0
     memory: MutableMapping = field(default_factory=dict)
     seconds: Tensor | None = None
+    stands_for: Tensor | None = None
 
     def __len__(self) -> int:
         return self.hidden.shape[0]
@@ -121,6 +124,9 @@ class Selection:
             weighted sum of all rows by ``merge[j]``.
     weight: (N,) float > 0, the weight of each row in the averages of an (N,) ``merge``; None weighs them equally.
     values: (K, D) float, instead of ``merge``: the kept rows become these, made from what ``hidden`` does not hold.
+    stands_for: (K,) float > 0, for how many tokens each kept row stands in attention (proportional attention). Every
+            later layer adds the logarithm to what queries score its key, in the prefill and in all that follows, as if
+            the key were there so many times. None leaves what earlier sites said. FlashAttention cannot do it.
     note:   a sentence for the report: what the user should know of this answer.
     last:   True says that the policy has nothing more to do for this sample in this forward; it is not asked again.
     """
@@ -131,6 +137,7 @@ class Selection:
     values: Tensor | None = None
     note: str = ""
     last: bool = False
+    stands_for: Tensor | None = None
 
     @property
     def changes(self) -> bool:

@@ -7,7 +7,7 @@ import transformers as hf
 from torch import nn
 
 from tests.newer.base import NEWER, Newer
-from tests.newer.glm4v import image as grid_image
+from tests.newer.grids import grid_image
 from tests.newer.qwen3_5 import clip, cycled
 from tests.tiny_parts import END, IMAGE, QWEN_IDS, START, Sample, noise, text_sizes, vision_sizes
 

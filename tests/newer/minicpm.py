@@ -9,7 +9,7 @@ import transformers as hf
 from torch import Tensor, nn
 
 from tests.newer.base import NEWER, Newer
-from tests.newer.glm4v import types
+from tests.newer.grids import types
 from tests.newer.qwen3_5 import hybrid_sizes
 from tests.tiny_parts import END, IMAGE, START, VIDEO, Sample, noise, vision_sizes
 

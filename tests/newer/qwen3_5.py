@@ -9,7 +9,7 @@ import transformers as hf
 from torch import nn
 
 from tests.newer.base import NEWER, Newer
-from tests.newer.glm4v import image, types
+from tests.newer.grids import grid_image, types
 from tests.tiny_parts import END, QWEN_IDS, START, VIDEO, Sample, mrope, noise, text_sizes, words
 
 
@@ -56,6 +56,6 @@ def clip(frames: int, seed: int) -> Sample:
 
 
 # what the gated delta rule computes in float32, whatever the dtype, sets the tolerance
-_SHARED = {"image": image, "clip": clip, "types": types, "mrope": True, "hybrid": True}
+_SHARED = {"image": grid_image, "clip": clip, "types": types, "mrope": True, "hybrid": True}
 NEWER["qwen3_5"] = Newer(_qwen3_5, **_SHARED, tolerance=1e-3)
 NEWER["qwen3_5_moe"] = Newer(_qwen3_5_moe, **_SHARED, tolerance=1e-3)

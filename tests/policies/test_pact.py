@@ -1,5 +1,6 @@
 """PACT, against the released code's clusters and merges, a worked example, plain loops and watched projections."""
 
+import dataclasses
 import math
 
 import pytest
@@ -54,7 +55,7 @@ def test_released_clusters_and_merges_are_met(golden):
         assert joined.tolist() == case["labels"].tolist(), path.name
         merged = merge_tokens(hidden, found.merge, None, len(found.keep))
         torch.testing.assert_close(merged, case["merged"], atol=1e-5, rtol=1e-4)
-        assert torch.bincount(found.merge[found.merge >= 0]).tolist() == case["weights"].int().tolist()
+        assert found.stands_for.tolist() == case["weights"].tolist()
 
 
 def angles(*degrees):
@@ -68,6 +69,11 @@ def test_worked_example():
     found = PACT(survivors=1.0).select(made_up(keys, hidden))
     assert found.keep.tolist() == [1, 2] and found.merge.tolist() == [0, 0, 1]
     assert merge_tokens(hidden, found.merge, None, 2).flatten().tolist() == [3, 9]
+    assert found.stands_for.tolist() == [2, 1]
+    assert PACT(survivors=1.0, proportional=False).select(made_up(keys, hidden)).stands_for is None
+    # tokens that stood for several before
+    before = dataclasses.replace(made_up(keys, hidden), stands_for=torch.tensor([3.0, 1.0, 5.0]))
+    assert PACT(survivors=1.0).select(before).stands_for.tolist() == [4, 5]
 
 
 def test_a_pruned_token_joins_a_centre_that_is_near():
@@ -208,7 +214,6 @@ def test_a_batch_is_its_samples_and_generates(family):
                 assert [len(one.rows) for one in report.kept(b)] == [
                     max(1, round(0.3 * int(source.patch.sum()))) for source in row.sources
                 ]
-            assert any("count once in attention" in note for note in report.notes)
         return found
 
     oracle.assert_batch_equals_rows(logits, family, tiny.samples(family, "ragged"))
@@ -232,6 +237,7 @@ def test_the_layer_is_a_fraction_of_depth():
         ("rescue", (-1, float("inf"), None)),
         ("layer", (0, 1.5, True)),
         ("of", (4, 1, "28")),
+        ("proportional", (1, "yes", None)),
         ("compat", ("released", 1)),
     ],
 )

@@ -32,9 +32,9 @@ class Counted:
 class ComponentCounts:
     """Counts components of the frames, and then of their means, by thresholds of cosine similarity.
 
-    Whatever no threshold changes is computed once: the edges of one maximum spanning tree in every frame, of which those
-    above a threshold join the frame's components there; and the products of all tokens, whose means over two components
-    are the product of the two components' means.
+    Whatever no threshold changes is computed once: the edges of one maximum spanning tree in every frame, of which
+    those above a threshold join the frame's components there; and the products of all tokens, whose means over two
+    components are the product of the two components' means.
 
     x: (N, D) float32. sizes: tokens of each frame.
     """
@@ -71,9 +71,7 @@ def _cosines(product: Tensor) -> Tensor:
     return product / length[..., None] / length[..., None, :]
 
 
-def spanning_trees(
-    x: Tensor, sizes: Sequence[int], products: Tensor | None = None
-) -> tuple[Tensor, Tensor, Tensor]:
+def spanning_trees(x: Tensor, sizes: Sequence[int], products: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
     """(E,) int64 ends and (E,) float32 cosines of the edges of a maximum spanning tree of every frame, E = N - frames.
 
     x: (N, D) float32. sizes: tokens of each frame. products: (N, N) of every two tokens, if they are known.

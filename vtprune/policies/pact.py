@@ -2,11 +2,10 @@
 
 Dhouib et al., "PACT: Pruning and Clustering-Based Token Reduction for Faster Visual Language Models", CVPR 2025,
 arXiv:2504.08966.
-Differs from the authors' code: merged tokens count once in attention (there the logarithm of their size is added to
-what later layers pay them, which no FlashAttention can do); batches and padding work; every image or video is pruned
-and clustered by itself (there all visual tokens together); exactly the fraction asked for survives pruning (there one
-token less); densities are computed in float32, ties go to the lowest index; the layer is scaled to the model's depth.
-Budgets by ``keep_ratio`` or ``n_keep`` are an extension: the widest cutoff that leaves so many is looked for.
+Differs from the authors' code: batches and padding work; every image or video is pruned and clustered by itself (there
+all visual tokens together); exactly the fraction asked for survives pruning (there one token less); densities are
+computed in float32, ties go to the lowest index; the layer is scaled to the model's depth. Budgets by ``keep_ratio`` or
+``n_keep`` are an extension: the widest cutoff that leaves so many is looked for.
 """
 
 from dataclasses import dataclass, replace
@@ -21,6 +20,7 @@ from vtprune.policies.base import check_choices, check_ratio, quirks, register, 
 from vtprune.tokens import ModelFacts, Selection, VisualTokens
 
 COMPAT = ("released-strict-threshold",)
+NOT_PROPORTIONAL = "merged tokens count once in attention; as published the logarithm of their number is added to it"
 _QUERIES, _CONTENT, _KEYS = "unrotated_queries:peek", "unrotated_keys:peek", "keys:peek"
 
 
@@ -39,6 +39,8 @@ class PACT:
     layer:      the first decoder layer that sees the shorter sequence, counted in a model of ``of`` layers.
     of:         depth that ``layer`` is meant for; it is scaled to the model. None: taken as it is.
     budget:     "segment" prunes and clusters every image or video by itself, "prompt" all of a prompt, as published.
+    proportional: merged tokens stand for as many as they are in the attention of all later layers, as published. That
+                needs a mask that is added to the scores: with FlashAttention it is refused, and False counts them once.
     compat:     what the released code does: "released-strict-threshold" prunes the last survivor too.
     """
 
@@ -50,12 +52,10 @@ class PACT:
     layer: int = 4
     of: int | None = 28
     budget: Literal["segment", "prompt"] = "segment"
+    proportional: bool = True
     compat: str = ""
 
     needs: ClassVar[frozenset[str]] = frozenset({_QUERIES, _CONTENT, _KEYS})
-    notes: ClassVar[tuple[str, ...]] = (
-        "merged tokens count once in attention; as published the logarithm of their size is added to their scores",
-    )
 
     def __post_init__(self):
         check_choices(self, {"budget": ("segment", "prompt")})
@@ -74,11 +74,17 @@ class PACT:
             raise ValueError(f"cutoff is a distance, in [0, 2]; got {self.cutoff!r}")
         if not _number(self.rescue) or not 0 <= self.rescue < float("inf"):
             raise ValueError(f"rescue is a number of cutoffs, 0 or more; got {self.rescue!r}")
+        if not isinstance(self.proportional, bool):
+            raise ValueError(f"proportional is True or False; got {self.proportional!r}")
         check_layers((self.layer,), self.of)
 
     @property
     def sites(self) -> tuple[int, ...]:
         return (self.layer,)
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        return () if self.proportional else (NOT_PROPORTIONAL,)
 
     def fitted(self, facts: ModelFacts) -> "PACT":
         """At the same fraction of this model's depth."""
@@ -105,7 +111,14 @@ class PACT:
             merge[span] = torch.where(owner < 0, owner, owner + before)
             keep.append(span.start + centres)
             before += len(centres)
-        return Selection(torch.cat(keep), merge)
+        sizes = self._sizes(tokens, merge, before) if self.proportional else None
+        return Selection(torch.cat(keep), merge, stands_for=sizes)
+
+    def _sizes(self, tokens: VisualTokens, merge: Tensor, k: int) -> Tensor:
+        """(k,) how many tokens were merged into each centre."""
+        ones = torch.ones(len(merge), device=merge.device) if tokens.stands_for is None else tokens.stands_for
+        # row 0 catches what is dropped
+        return ones.new_zeros(k + 1).index_add_(0, merge + 1, ones)[1:]
 
     def _clusters(self, tokens: VisualTokens, span: slice) -> tuple[Tensor, Tensor]:
         """The centres (K,) among the rows of ``span``, ascending, and the owner of each row, -1 where it is pruned."""
