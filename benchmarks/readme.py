@@ -17,6 +17,7 @@ import vtprune
 from vtprune.cli.docs import policy_card
 from vtprune.families.base import FAMILIES
 from vtprune.policies.base import POLICIES
+from vtprune.refused import REFUSALS
 from vtprune.signals import parse
 from vtprune.tokens import BEFORE_LLM, site_name
 
@@ -151,6 +152,13 @@ def families() -> str:
     return "\n".join(rows)
 
 
+def refused() -> str:
+    """One row for each reason, with the model types that are refused for it."""
+    rows = ["| refused | why |", "|---|---|"]
+    rows += [f"| {', '.join(f'`{name}`' for name in one.models)} | {one.why} |" for one in REFUSALS]
+    return "\n".join(rows)
+
+
 def filled(text: str) -> str:
     """The README with fresh parts between its markers."""
     for name, part in (("policies", policy_names()), ("families", family_names()), ("results", results())):
@@ -165,7 +173,7 @@ def tables() -> dict[Path, str]:
     """The files beside the code that hold a whole table."""
     return {
         ROOT / "vtprune/policies/README.md": f"# Policies\n\n{POLICIES_HEAD}\n\n{policies()}\n",
-        ROOT / "vtprune/families/README.md": f"# Families\n\n{FAMILIES_HEAD}\n\n{families()}\n",
+        ROOT / "vtprune/families/README.md": f"# Families\n\n{FAMILIES_HEAD}\n\n{families()}\n\n{refused()}\n",
     }
 
 
@@ -175,8 +183,8 @@ What can be named in `vtprune.wrap(model, NAME, ...)`; `vtprune policies NAME` t
 depth. What differs from released code is said at the top of each file."""
 
 FAMILIES_HEAD = """\
-The model types that are known, and what is special about their prompts. Written by
-`python -m benchmarks.readme` from the registry."""
+The model types that are known, and what is special about their prompts; then those that are known and refused.
+Written by `python -m benchmarks.readme` from the registry and from `vtprune/refused.py`."""
 
 
 if __name__ == "__main__":

@@ -33,6 +33,7 @@ from vtprune.cli.result import compared, engineering
 from vtprune.families.base import FAMILIES
 from vtprune.models import Loaded, load
 from vtprune.policies.base import POLICIES, ScorePolicy
+from vtprune.refused import REFUSED
 
 ROOT = Path(__file__).parents[1]
 VISUAL = model_folder.GRID**2
@@ -472,7 +473,8 @@ def test_policies_as_tables(capsys):
 def test_families(capsys):
     assert main(["families", "--json"]) == 0
     found = {one["model_type"]: one for one in json.loads(capsys.readouterr().out)}
-    assert found.keys() == FAMILIES.keys() and found["qwen3_vl"]["family"] == "Qwen3VL"
+    assert found.keys() == {*FAMILIES, *REFUSED} and found["qwen3_vl"]["family"] == "Qwen3VL"
+    assert {name for name, one in found.items() if one["family"] is None} == set(REFUSED)
     assert all(one["summary"].endswith(".") for one in found.values())
     assert main(["families"]) == 0
     out = capsys.readouterr().out

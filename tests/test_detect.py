@@ -21,6 +21,15 @@ from vtprune import BEFORE_LLM
 from vtprune.families.base import FAMILIES
 from vtprune.families.detect import Detected, detect_family
 
+
+class NewVipLlavaConfig(VipLlavaConfig):
+    model_type = "newer_than_the_families"
+
+
+class NewAyaVisionConfig(AyaVisionConfig):
+    model_type = "newer_still"
+
+
 HEADS = dict(num_attention_heads=4, num_key_value_heads=2)
 TEXT = dict(hidden_size=64, intermediate_size=64, num_hidden_layers=4, vocab_size=128, **HEADS)
 PIXELS = dict(image_size=28, patch_size=7)
@@ -28,7 +37,7 @@ VISION = dict(hidden_size=32, intermediate_size=64, num_hidden_layers=4, num_att
 
 
 def vipllava():
-    config = VipLlavaConfig(
+    config = NewVipLlavaConfig(
         vision_config=CLIPVisionConfig(**VISION),
         text_config=LlamaConfig(**TEXT),
         image_token_index=100,
@@ -38,7 +47,7 @@ def vipllava():
 
 
 def aya():
-    config = AyaVisionConfig(
+    config = NewAyaVisionConfig(
         vision_config=SiglipVisionConfig(**VISION),
         text_config=Cohere2Config(**TEXT, sliding_window=64, pad_token_id=0),
         image_token_id=100,

@@ -38,10 +38,11 @@ def wrap(
     """
     from vtprune.families.base import FAMILIES, family_of
     from vtprune.families.detect import detect_family
-    from vtprune.plan import Plan, check_sites, facts_of
+    from vtprune.plan import Plan, check_injections, check_sites, facts_of
     from vtprune.pruner import Pruner
     from vtprune.ragged import check_ragged
     from vtprune.refuse import check_model, check_proportional
+    from vtprune.refused import check_known
     from vtprune.selftest import self_test
     from vtprune.signals import check_needs
 
@@ -52,6 +53,7 @@ def wrap(
     check_ragged(ragged)
     policy = _make(policy, options)
     inner = model.get_base_model() if hasattr(model, "get_base_model") else model
+    check_known(inner)
     family = family_of(inner) if strict else detect_family(inner)
     check_model(inner, family)
     if inner.config.model_type not in FAMILIES:
@@ -59,6 +61,7 @@ def wrap(
     if hasattr(policy, "fitted"):
         policy = policy.fitted(facts_of(inner, family))
     check_sites(policy, len(family.decoder(inner).layers))
+    check_injections(policy, family, inner)
     check_needs(policy, family, inner)
     check_proportional(policy, inner, family)
     plan = Plan(inner, family, policy, positions)

@@ -87,7 +87,7 @@ class Recorder:
         finally:
             COLLECTED.reset(token)
         lap.stop(self.model.device)
-        features = getattr(output, "pooler_output", None)
+        features = self.pruner.family.features(output)
         if features is not None:
             arguments = inspect.signature(call).bind(*args, **kwargs).arguments
             arguments = {**arguments, **arguments.pop("kwargs", {})}

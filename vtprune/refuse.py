@@ -9,6 +9,7 @@ from vtprune import compat
 from vtprune.families.base import Family
 from vtprune.masks import check_takes_bias
 from vtprune.narrow import knows
+from vtprune.refused import check_layers
 
 _BOTH = ("hybrid", "mamba", "recurrent")
 """Words in the kinds of layers that attend and keep a state, or are of no kind that was tried."""
@@ -33,6 +34,7 @@ def check_model(model: nn.Module, family: Family) -> None:
     name, config = type(decoder).__name__, decoder.config
     if not isinstance(getattr(decoder, "layers", None), nn.ModuleList) or not len(decoder.layers):
         raise NotImplementedError(f"{name} has no list of decoder layers called `layers`; vtprune prunes between those")
+    check_layers(decoder)
     linear = family.linear_layers(model)
     others = {_kind(decoder, i) for i, layer in enumerate(decoder.layers) if _is_other(decoder, layer, i, i in linear)}
     if others or len(linear) == len(decoder.layers):

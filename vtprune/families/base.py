@@ -167,6 +167,10 @@ class Family:
         kinds = getattr(self.decoder(model).config, "layer_types", None) or ()
         return frozenset(index for index, kind in enumerate(kinds) if kind in self.linear_types)
 
+    def injections(self, model: nn.Module) -> Sequence[int]:
+        """Decoder layers before which the model adds to all visual tokens itself, not by a method it could lend."""
+        return ()
+
     def towers(self, model: nn.Module) -> Mapping[str, nn.Module]:
         """The vision tower that encodes each modality ("image", "video")."""
         base = self.base(model)
@@ -194,12 +198,16 @@ class Family:
         ids = {kind: getattr(model.config, f"{kind}_token_id", None) for kind in ("image", "video")}
         return {kind: token for kind, token in ids.items() if isinstance(token, int)}
 
+    def features(self, output: object) -> Sequence[Tensor] | Tensor | None:
+        """What an encoder call delivered for each image or video, out of its output; None if it was no such call."""
+        return getattr(output, "pooler_output", None)
+
     def sources(self, model: nn.Module, kind: str, arguments: Mapping, features: Sequence[Tensor]) -> list[Source]:
         """What an encoder call delivered.
 
         kind:      "image" or "video".
         arguments: of ``get_image_features`` or ``get_video_features``, by name.
-        features:  its ``pooler_output``: a list of (n, D) or a tensor (sources, n, D).
+        features:  as ``features`` gives them: a list of (n, D) or a tensor (sources, n, D).
         """
         pixels = arguments.get("pixel_values_videos")
         frames = pixels.shape[1] if kind == "video" and pixels is not None and pixels.dim() == 5 else 1

@@ -43,6 +43,11 @@ class LlavaNext(Family):
         config = self.base(model).config
         return anyres_tiles(arguments["image_sizes"], config.image_grid_pinpoints, config.vision_config.image_size)
 
+    def view_tokens(self, model: nn.Module) -> int:
+        """Visual tokens of one crop, and of the thumbnail."""
+        config = self.base(model).config.vision_config
+        return (config.image_size // config.patch_size) ** 2
+
     def pack(self, model: nn.Module, arguments: Mapping, tiles: Sequence[Tensor], newline: Tensor) -> list[Tensor]:
         """The model's own arrangement of crops into prompt order, for any (crops, n, C) and a (C,) newline value."""
         strategy = (
@@ -56,9 +61,7 @@ class LlavaNext(Family):
     def sources(self, model: nn.Module, kind: str, arguments: Mapping, features: Sequence[Tensor]) -> list[Source]:
         if kind == "video":
             return self.video_sources(model, arguments, features)
-        config = self.base(model).config.vision_config
-        n = (config.image_size // config.patch_size) ** 2
-        counts = self.tiles(model, arguments)
+        n, counts = self.view_tokens(model), self.tiles(model, arguments)
         # the model arranges flags instead of features: 1 where it puts a newline
         flags = self.pack(model, arguments, [torch.zeros(count, n, 1) for count in counts], torch.ones(1))
         sources = []
