@@ -43,11 +43,11 @@ def vision_flops(model: nn.Module, base: nn.Module, calls: Sequence[Mapping[str,
 
     Equal to ``torch.utils.flop_counter`` to the last operation for llava (CLIP, SigLIP and Pixtral towers), llava_next,
     llava_next_video, llava_onevision, qwen2_vl, qwen2_5_vl, qwen3_vl, internvl, idefics3, smolvlm, gemma3, paligemma,
-    mistral3, video_llava, vipllava, deepseek_vl, cohere2_vision and ovis2, images and videos
-    (tests/test_flops_vision.py), qwen3_vl_moe, the thinkers of qwen2_5_omni
-    and qwen3_omni_moe, glm4v, glm46v, glm4v_moe, paddleocr_vl, video_llama_3 and kimi_k25 (tests/test_newer_costs.py).
-    Pixtral towers run several pictures as one
-    masked sequence unless FlashAttention is on, so there ``attention`` is the square of the sum and
+    mistral3, video_llava, vipllava, deepseek_vl, aya_vision, cohere2_vision, ovis2, qianfan_ocr and lighton_ocr,
+    images and videos (tests/test_flops_vision.py, tests/test_newer_pictures.py), qwen3_vl_moe, the thinkers of
+    qwen2_5_omni and qwen3_omni_moe, glm4v, glm46v, glm4v_moe, paddleocr_vl, video_llama_3 and kimi_k25
+    (tests/test_newer_costs.py). Pixtral towers run several pictures as one masked sequence unless FlashAttention is on,
+    so there ``attention`` is the square of the sum and
     ``attention_causal`` the sum of the squares. Averages, interpolation, norms and rotary tables are not counted.
     Raises NotImplementedError for other families.
     """
@@ -88,6 +88,7 @@ _GRID_FAMILIES = (
 _TOWERS = (
     *("clip_vision_model", "siglip_vision_model", "pixtral"),
     *("internvl_vision", "idefics3_vision", "smolvlm_vision", "ovis2_vision"),
+    "qianfan_ocr_vision",
 )
 
 
@@ -206,6 +207,11 @@ def _shuffled(config: Any, kind: str, call: Mapping[str, Any], h: int, w: int, f
     return int(_selected(config, kind, call, h, w, first) * config.downsample_ratio**2)
 
 
+def _merged(config: Any, h: int, w: int) -> int:
+    """Mistral3: blocks of patches."""
+    return (h // config.spatial_merge_size) * (w // config.spatial_merge_size)
+
+
 _PROJECTED: dict[str, Callable[[Any, str, Mapping[str, Any], int, int, int], int]] = {
     "llava": _selected,
     "llava_next": _selected,
@@ -213,19 +219,20 @@ _PROJECTED: dict[str, Callable[[Any, str, Mapping[str, Any], int, int, int], int
     "llava_next_video": _next_video,
     "video_llava": _video_llava,
     "internvl": _shuffled,
+    "qianfan_ocr": _shuffled,
     "idefics3": lambda config, kind, call, h, w, first: h * w // config.scale_factor**2,
     "smolvlm": lambda config, kind, call, h, w, first: h * w // config.scale_factor**2,
     "gemma3": lambda config, kind, call, h, w, first: isqrt(config.mm_tokens_per_image) ** 2,
     "paligemma": lambda config, kind, call, h, w, first: h * w,
     "vipllava": lambda config, kind, call, h, w, first: h * w,
     "deepseek_vl": lambda config, kind, call, h, w, first: h * w,
+    "aya_vision": lambda config, kind, call, h, w, first: h * w // config.downsample_factor**2,
     "cohere2_vision": lambda config, kind, call, h, w, first: h * w // config.downsample_factor**2,
     "ovis2": lambda config, kind, call, h, w, first: (
         -(-h // config.vision_config.hidden_stride) * -(-w // config.vision_config.hidden_stride)
     ),
-    "mistral3": lambda config, kind, call, h, w, first: (
-        (h // config.spatial_merge_size) * (w // config.spatial_merge_size)
-    ),
+    "mistral3": lambda config, kind, call, h, w, first: _merged(config, h, w),
+    "lighton_ocr": lambda config, kind, call, h, w, first: _merged(config, h, w),
 }
 
 

@@ -149,8 +149,8 @@ def check_injections(policy: Policy, family: Family, model: nn.Module) -> None:
     if early:
         raise NotImplementedError(
             f"{type(model).__name__} adds what its vision tower sees to every visual token before decoder layer "
-            f"{last}, in the middle of its loop, and {policy} would drop tokens earlier, at {site_name(early[0])}. Choose "
-            f"a policy that acts at layer {last} or later, such as fastv with layer={last}"
+            f"{last}, in the middle of its loop, and {policy} would drop tokens earlier, at {site_name(early[0])}. "
+            f"Choose a policy that acts at layer {last} or later, such as fastv with layer={last}"
         )
 
 

@@ -1,4 +1,4 @@
-"""DeepSeek-VL: one square grid for each image; of the hybrid's two vision towers signals come from the low-res one."""
+"""DeepSeek-VL and Janus: one square grid for each image; the hybrid's signals come from its low-resolution tower."""
 
 from torch import nn
 
@@ -7,7 +7,7 @@ from vtprune.families.base import Family, register
 
 @register
 class DeepseekVL(Family):
-    model_types = ("deepseek_vl", "deepseek_vl_hybrid")
+    model_types = ("deepseek_vl", "deepseek_vl_hybrid", "janus")
 
     def projector(self, model: nn.Module) -> nn.Module:
         return self.base(model).aligner

@@ -1,4 +1,7 @@
-"""PerceptionLM: an image is a thumbnail and square tiles, each a view; a video goes through the images' encoder."""
+"""PerceptionLM and FastVLM: vision towers of timm. The one's image is a thumbnail and square tiles, each a view.
+
+PerceptionLM sends a video through the images' encoder.
+"""
 
 from collections.abc import Mapping, Sequence
 
@@ -8,8 +11,26 @@ from torch import Tensor, nn
 from vtprune.families.base import Family, Source, grid_coords, register, square_source, unknown_source
 
 
+class TimmTower(Family):
+    """Families whose tower is a timm model."""
+
+    def has_class_token(self, model: nn.Module, kind: str = "image") -> bool:
+        return False
+
+    def vision_layers(self, model: nn.Module, kind: str = "image") -> list[nn.Module]:
+        raise NotImplementedError(
+            f"the vision tower of {type(model).__name__} is a timm model, into whose attention vtprune does not look: "
+            "choose a policy without signals of the vision tower"
+        )
+
+
 @register
-class PerceptionLM(Family):
+class FastVLM(TimmTower):
+    model_types = ("fast_vlm",)
+
+
+@register
+class PerceptionLM(TimmTower):
     model_types = ("perception_lm",)
 
     def has_token_projector(self, model: nn.Module) -> bool:
@@ -17,12 +38,6 @@ class PerceptionLM(Family):
 
     def has_class_token(self, model: nn.Module, kind: str = "image") -> bool:
         return self.base(model).config.vision_use_cls_token
-
-    def vision_layers(self, model: nn.Module, kind: str = "image") -> list[nn.Module]:
-        raise NotImplementedError(
-            f"the vision tower of {type(model).__name__} is a timm model, into whose attention vtprune does not look: "
-            "choose a policy without signals of the vision tower"
-        )
 
     def sources(self, model: nn.Module, kind: str, arguments: Mapping, features: Sequence[Tensor]) -> list[Source]:
         count, views = arguments["pixel_values"].shape[:2]

@@ -1,0 +1,90 @@
+"""Models that read documents, and Aya Vision and Janus, by the same parts: tiles, grids of any shape, square grids."""
+
+from __future__ import annotations
+
+import torch
+import transformers as hf
+from torch import nn
+
+from tests.newer.base import NEWER, Newer
+from tests.newer.deepseek_vl import image as square
+from tests.newer.tiles import cohere2_image
+from tests.tiny_parts import END, IMAGE, LLAVA_IDS, START, Sample, noise, text_sizes, vision_sizes
+
+
+def _aya(layers: int) -> nn.Module:
+    kinds = ["full_attention" if i % 2 else "sliding_attention" for i in range(layers)]
+    config = hf.AyaVisionConfig(
+        vision_config=hf.SiglipVisionConfig(**vision_sizes(56, vision_use_head=False)),
+        text_config=hf.Cohere2Config(**text_sizes(layers, head_dim=16, sliding_window=16, layer_types=kinds)),
+        downsample_factor=2,
+        adapter_layer_norm_eps=1e-6,
+        **LLAVA_IDS,
+    )
+    return hf.AyaVisionForConditionalGeneration(config)
+
+
+def _got(layers: int) -> nn.Module:
+    vision = {"hidden_size": 32, "output_channels": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "mlp_dim": 64}
+    config = hf.GotOcr2Config(
+        vision_config={**vision, "image_size": 64, "patch_size": 4, "window_size": 3, "global_attn_indexes": [1]},
+        text_config=hf.Qwen2Config(**text_sizes(layers)),
+        image_seq_length=16,
+        **LLAVA_IDS,
+    )
+    return hf.GotOcr2ForConditionalGeneration(config)
+
+
+def _qianfan(layers: int) -> nn.Module:
+    vision = {**vision_sizes(), "image_size": [56, 56], "patch_size": [7, 7]}
+    more = {"image_token_id": IMAGE, "image_seq_length": 16, "downsample_ratio": 0.5, "tie_word_embeddings": False}
+    config = hf.QianfanOCRConfig(vision_config=vision, text_config=hf.Qwen3Config(**text_sizes(layers)), **more)
+    return hf.QianfanOCRForConditionalGeneration(config)
+
+
+def _lighton(layers: int) -> nn.Module:
+    config = hf.LightOnOcrConfig(
+        vision_config=hf.PixtralVisionConfig(**vision_sizes(56)),
+        text_config=hf.Qwen3Config(**text_sizes(layers, head_dim=16)),
+        spatial_merge_size=2,
+        image_token_id=IMAGE,
+        tie_word_embeddings=False,
+    )
+    return hf.LightOnOcrForConditionalGeneration(config)
+
+
+def _janus(layers: int) -> nn.Module:
+    vision = {**vision_sizes(), "mlp_ratio": 2.0, "projection_dim": 64, "depth": 2, "num_image_tokens": 16}
+    codes = {"embed_dim": 4, "num_embeddings": 16, "latent_channels": 8, "base_channels": 32, "projection_dim": 64}
+    config = hf.JanusConfig(
+        vision_config=vision,
+        vq_config={**codes, "channel_multiplier": [1, 1], "num_res_blocks": 1, "image_token_embed_dim": 64},
+        text_config=hf.LlamaConfig(**text_sizes(layers)),
+        image_token_id=IMAGE,
+        tie_word_embeddings=False,
+    )
+    return hf.JanusForConditionalGeneration(config)
+
+
+def page(size: str, seed: int) -> Sample:
+    """A page of 4 x 4 tokens."""
+    return Sample((START, *[IMAGE] * 16, END), {"pixel_values": noise(seed, 1, 3, 64, 64)})
+
+
+def tile(size: str, seed: int) -> Sample:
+    """The same, of 56 x 56 pixels."""
+    return Sample((START, *[IMAGE] * 16, END), {"pixel_values": noise(seed, 1, 3, 56, 56)})
+
+
+def sized(size: str, seed: int) -> Sample:
+    """A grid of 4 x 4 or 2 x 4 tokens; sizes are told beside the pixels."""
+    height, width = (56, 56) if size == "large" else (28, 56)
+    pixels = {"pixel_values": noise(seed, 1, 3, height, width), "image_sizes": torch.tensor([[height, width]])}
+    return Sample((START, *[IMAGE] * (height * width // 14**2), END), pixels)
+
+
+NEWER["aya_vision"] = Newer(_aya, cohere2_image)
+NEWER["got_ocr2"] = Newer(_got, page)
+NEWER["qianfan_ocr"] = Newer(_qianfan, tile)
+NEWER["lighton_ocr"] = Newer(_lighton, sized)
+NEWER["janus"] = Newer(_janus, square)
