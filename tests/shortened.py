@@ -9,29 +9,30 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import DynamicCache
+from transformers import Cache, DynamicCache
 
 from tests import oracle, tiny
 
 LINEAR = ("linear_attention", "conv")
 
 Kept = Mapping[float, Tensor]
-"""Site -> (B, L) bool: which columns of the padded batch are still there from that site on."""
+"""Site -> (B, L) bool: which columns of the padded batch are still there from that site on; k + 0.5: inside layer k."""
 
 
 @dataclass
 class Run:
     """n copies of one sample in the middle of their conversation.
 
-    cache:  a stock cache. keys: of each attention layer the logical places of what its cache holds.
-    length: tokens that were there, dropped ones included. last: the logits (n, V) of the newest token.
+    cache:  a stock cache. keys: of each attention layer the logical places of what it was given.
+    length: tokens that were there, dropped ones included.
     logits: (n, K, V) of the last forward's rows, and rows: (K,) their logical places.
     """
 
-    cache: DynamicCache
+    cache: Cache
     keys: dict[int, Tensor]
     length: int = 0
     logits: Tensor | None = None
@@ -39,34 +40,39 @@ class Run:
 
     @property
     def last(self) -> Tensor:
+        """(n, V) of the newest token."""
         return self.logits[:, -1]
 
 
 class Shortened:
-    """What the unwrapped model hands to its decoder for a batch, to be run sample by sample."""
+    """What the unwrapped model hands to its decoder for a batch, to be run sample by sample.
 
-    def __init__(self, model: nn.Module, inputs: tiny.Batch):
+    For a later turn give its inputs and, as ``past_key_values``, a stock cache that has seen as many tokens.
+    """
+
+    def __init__(self, model: nn.Module, inputs: tiny.Batch, **more: Any):
         self.model, self.text = model, tiny.text_model(model)
-        self.config, self.real = self.text.config, inputs["attention_mask"].bool()
+        self.config = self.text.config
         caught: list[dict] = []
         hook = self.text.register_forward_pre_hook(lambda m, args, kwargs: caught.append(kwargs), with_kwargs=True)
         try:
             # generate's positions count tokens, those of a plain forward count padding too
-            tiny.greedy(model, inputs, 1)
+            tiny.greedy(model, inputs, 1, **more)
         finally:
             hook.remove()
         self.embeds, ids = caught[0]["inputs_embeds"], caught[0]["position_ids"]
+        self.real = inputs["attention_mask"].bool()[:, -self.embeds.shape[1] :]
         # the first of four rows counts text for the mask, the others are for the rotary tables
         self.ids = ids[1:] if ids.dim() == 3 and len(ids) == 4 else ids
         self.deltas = getattr(model.model, "rope_deltas", None)
 
     @torch.no_grad()
-    def prompt(self, b: int, kept: Kept, copies: int = 1) -> Run:
-        """Sample ``b`` up to the end of its prompt."""
+    def prompt(self, b: int, kept: Kept, copies: int = 1, run: Run | None = None) -> Run:
+        """Sample ``b`` up to the end of its prompt; ``run`` is its earlier turns."""
         real = self.real[b]
         ids = self.ids.expand(*self.ids.shape[:-2], len(self.real), -1)[..., b, real]
         hidden = self.embeds[b, real].expand(copies, -1, -1)
-        run = Run(DynamicCache(config=self.config), {})
+        run = run or Run(DynamicCache(config=self.config), {})
         return self._forward(run, hidden, ids, {site: mask[b, real] for site, mask in kept.items()})
 
     @torch.no_grad()
@@ -77,23 +83,27 @@ class Shortened:
         return self._forward(run, self.text.get_input_embeddings()(tokens[:, None]), place, {})
 
     def _forward(self, run: Run, hidden: Tensor, ids: Tensor, kept: Mapping[float, Tensor]) -> Run:
-        rows, stays = torch.arange(hidden.shape[1]) + run.length, dict(kept)
+        rows, stays, kinds = torch.arange(hidden.shape[1]) + run.length, dict(kept), self.config.layer_types
         length = run.length + hidden.shape[1]
-        tables = {kind: self._rotary(hidden, ids[..., None, :], kind) for kind in set(self.config.layer_types)}
+        tables = {kind: self._rotary(hidden, ids[..., None, :], kind) for kind in set(kinds)}
+
+        def shorten(site: float) -> None:
+            nonlocal hidden, rows, tables
+            stay = stays.pop(site)[rows - run.length]
+            hidden, rows = hidden[:, stay], rows[stay]
+            tables = {k: v and tuple(table[:, stay] for table in v) for k, v in tables.items()}
+
         for i, layer in enumerate(self.text.layers):
             for site in sorted(site for site in stays if max(site, 0) == i):
-                stay = stays.pop(site)[rows - run.length]
-                hidden, rows = hidden[:, stay], rows[stay]
-                tables = {k: v and tuple(table[:, stay] for table in v) for k, v in tables.items()}
-            kind = self.config.layer_types[i]
-            mask = None if kind in LINEAR else self._mask(run, i, rows, hidden)
-            out = layer(
-                hidden,
-                position_embeddings=tables[kind],
-                attention_mask=mask,
-                past_key_values=run.cache,
-                use_cache=True,
-            )
+                shorten(site)
+            mask = None if kinds[i] in LINEAR else self._mask(run, i, rows, hidden)
+            given = {"attention_mask": mask, "position_embeddings": tables[kinds[i]]}
+            if i + 0.5 in stays:
+                hidden = hidden + _mixed(layer, layer.input_layernorm(hidden), given, run.cache)
+                shorten(i + 0.5)
+                hidden = hidden + layer.mlp(layer.post_attention_layernorm(hidden))
+                continue
+            out = layer(hidden, past_key_values=run.cache, use_cache=True, **given)
             hidden = out[0] if isinstance(out, tuple) else out
         norm = self.text.norm if hasattr(self.text, "norm") else self.text.embedding_norm
         run.length, run.logits, run.rows = length, self.model.lm_head(norm(hidden)), rows
@@ -114,9 +124,9 @@ class Shortened:
         away = rows[:, None] - keys[None]
         seen = away >= 0
         if self.config.layer_types[index] == "sliding_attention":
-            # the stock cache forgets what no later query could see, if nothing was dropped
-            held = run.cache.layers[index]
             seen &= away < self.config.sliding_window
+            # the stock cache keeps a window of what was left: all that a later query may see, and perhaps more
+            held = run.cache.layers[index]
             length = held.keys.shape[-2] if held.is_initialized else 0
             seen = seen[:, len(keys) - length - len(rows) :]
         if self.config._attn_implementation != "eager":
@@ -128,9 +138,9 @@ class Shortened:
         scores[:, [*self.model.generation_config.suppress_tokens, tiny.EOS]] = -torch.inf
         return scores
 
-    def greedy(self, b: int, kept: Kept, n: int) -> tuple[Tensor, Tensor, Run]:
+    def greedy(self, b: int, kept: Kept, n: int, run: Run | None = None) -> tuple[Tensor, Tensor, Run]:
         """n tokens, their (n, V) logits, and where it ended; ``generate`` does not feed the last token either."""
-        run, tokens, logits = self.prompt(b, kept), [], []
+        run, tokens, logits = self.prompt(b, kept, run=run), [], []
         for step in range(n):
             logits.append(run.last[0])
             tokens.append(self._allowed(run.last)[0].argmax())
@@ -154,6 +164,13 @@ class Shortened:
         return tokens, scores / n
 
 
+def _mixed(layer: nn.Module, x: Tensor, given: dict, cache: Cache) -> Tensor:
+    """What attention, or what stands for it, makes of a layer's normed rows."""
+    if hasattr(layer, "self_attn"):
+        return layer.self_attn(x, past_key_values=cache, **given)[0]
+    return layer.linear_attn(x, cache_params=cache, attention_mask=given["attention_mask"])
+
+
 def floor(model: nn.Module, inputs: tiny.Batch) -> float:
     """How far the unwrapped model's own logits of a padded batch are from those of its samples alone."""
     together, far = oracle.text_logits(model, inputs), 0.0
@@ -161,3 +178,22 @@ def floor(model: nn.Module, inputs: tiny.Batch) -> float:
         (alone,) = oracle.text_logits(model, tiny.row(inputs, b))
         far = max(far, float((rows - alone).abs().max()))
     return far
+
+
+def assert_same_states(cache: Cache, b: int, run: Run, atol: float) -> None:
+    """Row ``b`` of a batch's cache holds the states of a sample that ran alone, and its keys and values.
+
+    Slots that unequal counts or a prompt's padding left empty stand on the left.
+    """
+    for mine, theirs in zip(cache.layers, run.cache.layers, strict=True):
+        if hasattr(theirs, "conv_states"):
+            for name in ("conv_states", "recurrent_states"):
+                for index, state in getattr(theirs, name).items():
+                    got = getattr(mine, name)[index]
+                    assert (got is None) == (state is None)
+                    if state is not None:
+                        torch.testing.assert_close(got[b], state[0].to(got.dtype), atol=atol, rtol=0)
+            continue
+        for name in ("keys", "values"):
+            held = getattr(theirs, name)[0]
+            torch.testing.assert_close(getattr(mine, name)[b, :, -held.shape[1] :], held, atol=atol, rtol=0)

@@ -264,7 +264,8 @@ def new_turn(family: str, model: nn.Module, inputs: Batch, sequences: Tensor, im
     for key in out.keys() - told_again:
         del out[key]
     out.update({key: value for key, value in new.items() if key not in told_again})
-    if has_mrope(family) and (image or clip):  # positions need the grids of ALL, the encoder only the new ones
+    # positions need the grids of ALL, the encoder only the new ones
+    if has_mrope(family) and any("grid" in key for key in inputs) and (image or clip):
         out["mm_encoder_outputs"] = {}
         for kind, pixels in (("image", "pixel_values"), ("video", "pixel_values_videos")):
             grid, encode = f"{kind}_grid_thw", getattr(model.model, f"get_{kind}_features")

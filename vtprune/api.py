@@ -22,6 +22,7 @@ def wrap(
     *,
     positions: str | None = None,
     ragged: str = "auto",
+    equalize: bool = False,
     strict: bool = True,
     **options,
 ) -> nn.Module:
@@ -31,6 +32,8 @@ def wrap(
     positions: "original" or "compact", instead of what the policy's method does.
     ragged:    how samples of unequal length attend in a prefill of a model on "sdpa": "padded" and masked; "packed",
                without their padding; or "auto", packed where that was measured to be faster, on a CPU.
+    equalize:  where a later turn goes on from the states of linear layers, samples must keep equally many tokens: True
+               lets shorter ones keep more, at even steps among what the policy dropped; False raises an error.
     strict:    False tries to detect the parts of a model whose family is unknown, warns, and tests itself.
     Raises:    ValueError (unknown policy, wrong or impossible option, already wrapped), TypeError (not a policy,
                options beside an object), NotImplementedError (a family or decoder that cannot be pruned). If it raises,
@@ -65,7 +68,7 @@ def wrap(
     check_needs(policy, family, inner)
     check_proportional(policy, inner, family)
     plan = Plan(inner, family, policy, positions)
-    vars(model)[_ATTRIBUTE] = Pruner(inner, family, plan, ragged)
+    vars(model)[_ATTRIBUTE] = Pruner(inner, family, plan, ragged, equalize)
     return model
 
 

@@ -46,8 +46,8 @@ def vision_flops(model: nn.Module, base: nn.Module, calls: Sequence[Mapping[str,
     mistral3, video_llava, vipllava, deepseek_vl, aya_vision, cohere2_vision, ovis2, qianfan_ocr and lighton_ocr,
     images and videos (tests/test_flops_vision.py, tests/test_newer_pictures.py), qwen3_vl_moe, the thinkers of
     qwen2_5_omni and qwen3_omni_moe, glm4v, glm46v, glm4v_moe, paddleocr_vl, video_llama_3 and kimi_k25
-    (tests/test_newer_costs.py). Pixtral towers run several pictures as one masked sequence unless FlashAttention is on,
-    so there ``attention`` is the square of the sum and
+    (tests/test_newer_costs.py), qwen3_5 and qwen3_5_moe (tests/test_flops_linear.py). Pixtral towers run several
+    pictures as one masked sequence unless FlashAttention is on, so there ``attention`` is the square of the sum and
     ``attention_causal`` the sum of the squares. Averages, interpolation, norms and rotary tables are not counted.
     Raises NotImplementedError for other families.
     """
@@ -83,7 +83,7 @@ def _call_flops(family: Family, model: nn.Module, base: nn.Module, call: Mapping
 
 _GRID_FAMILIES = (
     *("qwen2_vl", "qwen2_5_vl", "qwen3_vl", "qwen3_vl_moe", "qwen2_5_omni_thinker", "qwen3_omni_moe_thinker"),
-    *("glm4v", "glm46v", "glm4v_moe"),
+    *("glm4v", "glm46v", "glm4v_moe", "qwen3_5", "qwen3_5_moe"),
 )
 _TOWERS = (
     *("clip_vision_model", "siglip_vision_model", "pixtral"),

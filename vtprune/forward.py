@@ -17,6 +17,7 @@ from torch import Tensor
 from vtprune.apply import Merge, Step, build_step, scatter_rows
 from vtprune.cache import Arrival
 from vtprune.check import check_selections
+from vtprune.equal import equalized
 from vtprune.layout import Layout, Row
 from vtprune.report import Prefill, SiteRecord
 from vtprune.stopwatch import Stopwatch
@@ -142,6 +143,7 @@ class Forward:
         self.scattered = False
         self.engaged = False
         self.positions = "original"
+        self.equalize = False
         self.serving: SiteRecord | None = None
         self.memo: dict = {}
         self.captured: dict[object, tuple] = {}
@@ -185,6 +187,9 @@ class Forward:
             if sample.done:
                 kept[b] = torch.arange(len(sample.visual))
             sample.done = sample.done or not len(sample.visual) or (selection is not None and selection.last)
+        if self.equalize:
+            others = [len(sample.others) for sample in self.samples]
+            kept = equalized(kept, selections, record.before, others)
         record.kept = [sample.alive[keep] for sample, keep in zip(self.samples, kept, strict=True)]
         record.merges = [None if selection is None else selection.merge for selection in selections]
         record.notes = list(dict.fromkeys(s.note for s in selections if s is not None and s.note))

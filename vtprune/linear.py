@@ -51,5 +51,6 @@ def check_linear(forward: Forward, decoder: nn.Module, index: int, bound: Mappin
         raise NotImplementedError(
             f"this forward continues the state of layer {index} ({compat.layer_type(decoder, index)}), and its samples "
             f"keep unequal numbers of tokens ({kept}): the pads of the shorter ones would stand between state and "
-            "tokens. Run the conversations one by one, or pass the whole of them without past_key_values"
+            "tokens. Wrap the model with equalize=True, run the conversations one by one, or pass the whole of them "
+            "without past_key_values"
         )

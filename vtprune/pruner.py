@@ -30,7 +30,7 @@ from vtprune.refuse import check_call, check_planes
 from vtprune.report import Report
 from vtprune.seconds import with_seconds
 from vtprune.sight import Sight
-from vtprune.states import check_places
+from vtprune.states import check_places, has_state
 
 _LOCK = threading.Lock()
 """Guards the hooks on layers of all pruners; held for microseconds, and kept out of what is copied or pickled."""
@@ -39,8 +39,8 @@ _LOCK = threading.Lock()
 class Pruner:
     """The hooks of one wrapped model and nothing that outlives a forward, except the report."""
 
-    def __init__(self, model: nn.Module, family: Family, plan: Plan, ragged: str = "padded"):
-        self.family, self.plan = family, plan
+    def __init__(self, model: nn.Module, family: Family, plan: Plan, ragged: str = "padded", equalize: bool = False):
+        self.family, self.plan, self.equalize = family, plan, equalize
         self.base, self.decoder = family.base(model), family.decoder(model)
         self.layers = self.decoder.layers
         self.placeholders = family.placeholders(model)
@@ -210,6 +210,7 @@ class Pruner:
         check_call(self.decoder, bound)
         if cache is not None:
             check_places(cache, self.decoder, self.plan.linear)
+            forward.equalize = self.equalize and any(map(has_state, cache.layers))
         forward.mask = bound.get("attention_mask")
         # a base that is the decoder encodes its pictures within this call
         forward.waits = self.family.text_is_base and forward.ids is not None
