@@ -5,10 +5,11 @@ as an encoder call does not say which frames make which video.
 """
 
 from collections.abc import Mapping, Sequence
+from math import isqrt
 
 from torch import Tensor, nn
 
-from vtprune.families.base import Family, Source, grid_source, register
+from vtprune.families.base import Family, Source, grid_means, grid_source, register
 
 
 @register
@@ -16,9 +17,21 @@ class MiniCPMV(Family):
     model_types = ("minicpmv4_6", "minicpmv4_7")
 
     def sources(self, model: nn.Module, kind: str, arguments: Mapping, features: Sequence[Tensor]) -> list[Source]:
-        mode = arguments.get("downsample_mode") or self.base(model).config.downsample_mode
-        block = 2 if mode == "4x" else 4
-        return [grid_source(kind, 1, h // block, w // block) for h, w in _sizes(kind, arguments)]
+        crops = zip(_sizes(kind, arguments), features, strict=True)
+        blocks = [(h, w, isqrt(h * w // len(feature))) for (h, w), feature in crops]
+        return [grid_source(kind, 1, h // block, w // block) for h, w, block in blocks]
+
+    def spread(
+        self, model: nn.Module, kind: str, arguments: Mapping, scores: Tensor, lengths: Sequence[int]
+    ) -> list[Tensor]:
+        sizes = _sizes(kind, arguments)
+        # behind the merging layer there are fewer patches, as many times for every crop
+        merged = isqrt(sum(h * w for h, w in sizes) // scores.shape[-1])
+        sizes = [(h // merged, w // merged) for h, w in sizes]
+        parts = scores[0].split([h * w for h, w in sizes], 1)
+        return [
+            grid_means(part, h, w, isqrt(h * w // n)) for part, (h, w), n in zip(parts, sizes, lengths, strict=True)
+        ]
 
 
 def _sizes(kind: str, arguments: Mapping) -> list[tuple[int, int]]:
