@@ -16,10 +16,9 @@ from vtprune import BEFORE_LLM
 
 SITES = [(BEFORE_LLM,), (1,), (BEFORE_LLM, 2)]
 
-# gemma3: its windows are counted in other tokens under FlashAttention, and its static sliding caches are refused
-# (test_refusals.py); paligemma: FlashAttention knows no prefix that sees both ways
-NO_WINDOWS = [family for family in tiny.FAMILIES if family != "gemma3"]
-CAUSAL = [family for family in NO_WINDOWS if family != "paligemma"]
+# gemma3: its windows are counted in other tokens under FlashAttention; paligemma: that knows no prefix that sees both
+# ways
+CAUSAL = [family for family in tiny.FAMILIES if family not in ("gemma3", "paligemma")]
 
 
 @cache
@@ -88,7 +87,7 @@ def extend(first, second, stored, length):
 
 
 @pytest.mark.parametrize("kind", ["one", "padded", "ragged", "ragged_unpadded"])
-@pytest.mark.parametrize("family", NO_WINDOWS)
+@pytest.mark.parametrize("family", tiny.FAMILIES)
 def test_a_static_cache_is_a_dynamic_cache(family, kind):
     """Oracle: the dynamic cache, equal and unequal counts, padded and not."""
     model, inputs = model_of(family), tiny.batch(family, kind)

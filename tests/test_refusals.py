@@ -250,8 +250,10 @@ def test_a_sliding_cache_that_lost_nothing_is_pruned():
     torch.testing.assert_close(got[text], expected[text], atol=1e-4, rtol=0)
 
 
-def test_a_static_sliding_cache_is_refused():
-    model, inputs = model_of("gemma3"), tiny.batch("gemma3", "one", torch.float32)
+def test_a_static_cache_that_only_slides_is_refused():
+    """Where no layer sees everything, nothing says how much a conversation may grow to."""
+    model, inputs = tiny.build("mistral3", dtype=torch.float32), tiny.batch("mistral3", "one", torch.float32)
+    model.config.text_config.sliding_window = 16
     with vtprune.pruned(model, "random"), pytest.raises(NotImplementedError, match="StaticSlidingWindowLayer"):
         answer(model, inputs, cache_implementation="static")
 

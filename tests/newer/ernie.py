@@ -7,7 +7,7 @@ import transformers as hf
 from torch import Tensor, nn
 
 from tests.newer.base import NEWER, Newer
-from tests.tiny_parts import END, IMAGE, START, VIDEO, Sample, mrope, noise, text_sizes
+from tests.tiny_parts import END, IMAGE, START, VIDEO, Sample, eager_experts, mrope, noise, text_sizes
 
 VIDEO_START, VIDEO_END = 104, 105
 _IDS = {
@@ -27,10 +27,7 @@ def _ernie(layers: int) -> nn.Module:
     experts["mlp_layer_types"] = ["dense"] + ["sparse"] * (layers - 1)
     text = text_sizes(layers, rope_parameters=mrope(mrope_section=[3, 3, 2]), **experts)
     config = hf.Ernie4_5_VLMoeConfig(vision_config=vision, text_config=text, **_IDS)
-    model = hf.Ernie4_5_VLMoeForConditionalGeneration(config)
-    # the grouped product of experts takes no float64
-    model.set_experts_implementation("eager")
-    return model
+    return eager_experts(hf.Ernie4_5_VLMoeForConditionalGeneration(config))
 
 
 def _image(size: str, seed: int) -> Sample:

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 
 from tests.newer.base import NEWER, Newer
-from tests.tiny_parts import END, IMAGE, START, VIDEO, Sample, noise, text_sizes, words
+from tests.tiny_parts import END, IMAGE, START, VIDEO, Sample, eager_experts, noise, text_sizes, words
 
 AUDIO = 104
 _IDS = {
@@ -39,12 +39,6 @@ def _shared_text(layers: int, **more: Any) -> dict:
     return text
 
 
-def _experts_on_doubles(model: nn.Module) -> nn.Module:
-    # the grouped product of experts takes no float64
-    model.set_experts_implementation("eager")
-    return model
-
-
 def _gemma4(text: dict) -> nn.Module:
     vision = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2}
     vision |= {"num_key_value_heads": 2, "head_dim": 16, "pooling_kernel_size": 2, "patch_size": 4}
@@ -66,7 +60,7 @@ def _shared(layers: int) -> nn.Module:
 def _moe(layers: int) -> nn.Module:
     experts = {"enable_moe_block": True, "num_experts": 4, "top_k_experts": 2, "moe_intermediate_size": 32}
     more = {"hidden_size_per_layer_input": 0, "use_bidirectional_attention": "vision", "attention_k_eq_v": True}
-    return _experts_on_doubles(_gemma4(_text(layers, **more, **experts)))
+    return eager_experts(_gemma4(_text(layers, **more, **experts)))
 
 
 def _unified(layers: int) -> nn.Module:

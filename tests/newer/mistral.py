@@ -7,7 +7,7 @@ import transformers as hf
 from torch import nn
 
 from tests.newer.base import NEWER, Newer
-from tests.tiny_parts import END, IMAGE, LLAVA_IDS, START, Sample, noise, text_sizes, vision_sizes
+from tests.tiny_parts import END, IMAGE, LLAVA_IDS, START, Sample, eager_experts, noise, text_sizes, vision_sizes
 
 # positions beyond 4 are scaled, so that a wrong one is seen
 _ROPE = {"rope_theta": 10000.0, "original_max_position_embeddings": 4, "llama_4_scaling_beta": 0.5}
@@ -30,10 +30,7 @@ def _mistral4(layers: int) -> nn.Module:
     experts = {"moe_intermediate_size": 32, "n_routed_experts": 4, "num_experts_per_tok": 2}
     rope = {**_ROPE, **_YARN, "mscale_all_dim": 1.0}
     text = text_sizes(layers, rope_parameters=rope, **{"num_key_value_heads": 4}, **latent, **experts)
-    model = _mistral3(hf.Mistral4Config(**text))
-    # the grouped product of experts takes no float64
-    model.set_experts_implementation("eager")
-    return model
+    return eager_experts(_mistral3(hf.Mistral4Config(**text)))
 
 
 def _image(size: str, seed: int) -> Sample:
