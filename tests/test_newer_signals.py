@@ -49,8 +49,8 @@ def test_rows_equal_eager_attention(family, use_cache):
         n = int(seen[b].sum())
         for layer, name in ((1, ROWS[0]), (2, ROWS[1])):
             want = expected[layer][b, -n:][:, tokens.position + first]
-            torch.testing.assert_close(found[name], want, atol=1e-5, rtol=1e-4)
-        torch.testing.assert_close(found[ROWS[2]], found[ROWS[0]][-1], atol=1e-6, rtol=1e-5)
+            torch.testing.assert_close(found[name], want, atol=1e-4, rtol=1e-3)
+        torch.testing.assert_close(found[ROWS[2]], found[ROWS[0]][-1], atol=1e-6, rtol=1e-4)
 
 
 # ------------------------------------------------------------------------------------------------ the vision tower

@@ -31,11 +31,13 @@ SPARSE: dict[str, Callable[[Any, int], bool]] = {
     "qwen3_omni_moe_text": _qwen_sparse,
     "glm4v_moe_text": _deepseek_sparse,
     "deepseek_v3": _deepseek_sparse,
+    "mistral4": _deepseek_sparse,
+    "aria_text": lambda config, layer: True,
 }
 """Which layers send tokens to experts: by model type of the text config, (config, layer) -> bool. The experts of these
-have three matrices ``moe_intermediate_size`` wide, and ``n_shared_experts`` more see every token."""
+have three matrices, and shared ones of the same width see every token."""
 
-LATENT = frozenset({"deepseek_v3"})
+LATENT = frozenset({"deepseek_v3", "mistral4"})
 """Model types of text configs whose cache holds latents, from which every forward makes all keys and values anew."""
 
 
@@ -149,7 +151,8 @@ def _mlp(config: Any, mlp_matrices: int | None) -> tuple[int, ...]:
     dense = mlp_matrices * hidden * number(config, "intermediate_size", "ffn_dim")
     if not has_experts(config):
         return (dense,) * layers
-    met = config.num_experts_per_tok + (getattr(config, "n_shared_experts", None) or 0)
-    routed = hidden * number(config, *_EXPERTS)
-    sparse = 3 * hidden * config.moe_intermediate_size * met + routed
+    shared = getattr(config, "n_shared_experts", None) or getattr(config, "moe_num_shared_experts", None) or 0
+    met = number(config, "num_experts_per_tok", "moe_topk") + shared
+    size = number(config, "moe_intermediate_size", "intermediate_size")
+    sparse = 3 * hidden * size * met + hidden * number(config, *_EXPERTS)
     return tuple(sparse if SPARSE[config.model_type](config, layer) else dense for layer in range(layers))
