@@ -83,7 +83,7 @@ class Video:
         alive = torch.cat([rows, torch.arange(len(self.hidden), self.key.shape[1], device=rows.device)])
         key = self.key if len(alive) == self.key.shape[1] else self.key[:, alive]
         query = self.query[:, -1:] if last else self.query
-        found = attention_rows(query[None], key[None], scale=SIZE**-0.5)[0, :, : len(rows)]
+        found = attention_rows(query[None], key[None], scale=SIZE**-0.5, reduce=need.over_heads)[0, :, : len(rows)]
         return found[0] if last else found
 
 

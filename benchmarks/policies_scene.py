@@ -20,7 +20,8 @@ from vtprune.apply import merge_rows
 from vtprune.attention import Call, attention_inputs
 from vtprune.families.base import grid_coords
 from vtprune.policies.base import Policy
-from vtprune.signals import Need, needed, row_attention
+from vtprune.rows import row_attention
+from vtprune.signals import Need, needed
 from vtprune.tokens import BEFORE_LLM, Segment, Selection, VisualTokens
 from vtprune.transition import Transitions
 from vtprune.vision_signals import COLLECTED, VisionTap
@@ -168,7 +169,8 @@ class State:
         hidden = self.scene.norm(self.sequence) if peek else self.normed
         inputs = {"hidden_states": hidden, "position_embeddings": self.rotary}
         rows = self.text_rows[:, -1:] if last else self.text_rows
-        attention = row_attention(self.scene.attn, inputs, rows, None, None if peek else self.call.key)
+        keys = None if peek else self.call.key
+        attention = row_attention(self.scene.attn, inputs, rows, None, keys, reduce=need.over_heads)
         return attention[0, 0, self.visual_rows] if last else attention[0][:, self.visual_rows]
 
 

@@ -8,7 +8,7 @@ from torch import nn
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
 from vtprune.attention import allowed_keys, attention_inputs
-from vtprune.signals import row_attention
+from vtprune.rows import row_attention
 
 
 class Toy(nn.Module):

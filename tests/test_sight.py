@@ -32,11 +32,16 @@ class Looks:
         return ByNorm((0,), self.ratio).select(tokens) if self.ratio < 1 else Selection.all(tokens)
 
 
-def eager(family, inputs, **more):
+def eager(family, inputs):
     """(B, L, L) head means of every layer, from the model's own eager attention."""
+    return [a.mean(1) for a in eager_heads(family, inputs)]
+
+
+def eager_heads(family, inputs):
+    """(B, heads, L, L) of every layer."""
     with torch.no_grad():
-        out = model_of(family, "eager")(**inputs, **oracle.positions(inputs), output_attentions=True, **more)
-    return [a.float().mean(1) for a in out.attentions]
+        out = model_of(family, "eager")(**inputs, **oracle.positions(inputs), output_attentions=True)
+    return [a.float() for a in out.attentions]
 
 
 def text_columns(inputs, b):
@@ -49,11 +54,12 @@ def text_columns(inputs, b):
 def test_rows_before_and_after_a_layer_are_those_of_eager_attention(family, kind):
     """Oracle: output_attentions of the eager model; rows after layer 1, before layer 2, and of layer 0."""
     inputs = tiny.batch(family, kind, torch.float32)
-    names = ("last_query_attention", "text_attention")
+    names = ("last_query_attention", "text_attention", "text_attention_max")
     policy = Looks(frozenset(f"{n}{s}" for n in names for s in ("", ":peek", ":0")), (2,))
     with vtprune.pruned(model_of(family), policy), torch.no_grad():
         model_of(family)(**inputs, **oracle.positions(inputs))
-    rows = eager(family, inputs)
+    heads = eager_heads(family, inputs)
+    rows, largest = [a.mean(1) for a in heads], [a.amax(1) for a in heads]
     for b, (_, seen, tokens) in enumerate(policy.seen):
         padding = int((inputs["attention_mask"][b] == 0).sum())
         columns, text = tokens.position + padding, text_columns(inputs, b)
@@ -61,6 +67,8 @@ def test_rows_before_and_after_a_layer_are_those_of_eager_attention(family, kind
             expected = rows[layer][b][text][:, columns]
             torch.testing.assert_close(seen["text_attention" + suffix], expected, atol=1e-5, rtol=0)
             torch.testing.assert_close(seen["last_query_attention" + suffix], expected[-1], atol=1e-5, rtol=0)
+            most = largest[layer][b][text][:, columns]
+            torch.testing.assert_close(seen["text_attention_max" + suffix], most, atol=1e-5, rtol=0)
 
 
 @pytest.mark.parametrize("kind", ["one", "ragged"])

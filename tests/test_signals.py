@@ -10,7 +10,8 @@ from transformers import AttentionInterface
 from tests import tiny
 from tests.fake_flash import flash, use_fake_flash  # noqa: F401
 from vtprune.families.base import family_of
-from vtprune.signals import RowLayer, check_needs, needed, parse, row_attention, row_layer
+from vtprune.rows import row_attention
+from vtprune.signals import RowLayer, check_needs, needed, parse, row_layer
 from vtprune.tokens import BEFORE_LLM, inside
 
 CLOSE = {"atol": 1e-6, "rtol": 1e-5}
@@ -182,6 +183,7 @@ def test_nothing_is_changed_and_threads_do_not_meet():
         ("last_query_attention", "last_query_attention", None),
         ("last_query_attention:peek", "last_query_attention", "peek"),
         ("text_attention:3", "text_attention", 3),
+        ("text_attention_max", "text_attention_max", None),
         ("cls_attention", "cls_attention", (-2,)),
         ("cls_attention:-4,-3,2", "cls_attention", (-4, -3, 2)),
         ("vision_attention", "vision_attention", (-1,)),
@@ -191,7 +193,7 @@ def test_nothing_is_changed_and_threads_do_not_meet():
 def test_needs_are_read(text, name, where):
     need = parse(text)
     assert (need.text, need.name, need.where) == (text, name, where)
-    assert need.in_decoder == (name in ("last_query_attention", "text_attention"))
+    assert need.in_decoder == (name in ("last_query_attention", "text_attention", "text_attention_max"))
 
 
 @pytest.mark.parametrize(

@@ -15,7 +15,8 @@ from vtprune.forward import CURRENT, Forward
 from vtprune.parts import last_norm, mixer_of, mlp_of
 from vtprune.rank import RANK, layer_rank, real_rows
 from vtprune.report import SiteRecord
-from vtprune.signals import PROJECTED, UNPROJECTED, Need, needed, row_attention, row_layer
+from vtprune.rows import row_attention
+from vtprune.signals import PROJECTED, UNPROJECTED, Need, needed, row_layer
 from vtprune.tokens import site_name
 from vtprune.transition import Transitions, physical
 from vtprune.unprojected import joined, unprojected_hooks
@@ -215,7 +216,8 @@ class Sight:
         rows = torch.stack([physical(columns, b, row.to(hidden.device)) for b, row in enumerate(padded)])
         keys = self._keys(attn, inputs, index, peek)
         biased = _biased(forward, inputs, index)
-        return row_attention(attn, inputs, rows, inputs.get("attention_mask"), keys, biased)
+        mask = inputs.get("attention_mask")
+        return row_attention(attn, inputs, rows, mask, keys, biased=biased, reduce=need.over_heads)
 
     def _keys(self, attn: nn.Module, inputs: Mapping, index: int, peek: bool) -> Tensor | None:
         """The keys of the layer, past ones first; None: compute those of this forward, there are no others."""

@@ -7,25 +7,21 @@ A need is a name of ``SIGNALS``, with a colon and a place where the default is n
 
 import difflib
 import math
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 from typing import Any, Literal
 
-import torch
-from torch import Tensor, nn
+from torch import nn
 
-from vtprune.attention import allowed_keys, attention_inputs, projects_apart, with_key_bias
-from vtprune.compat import attention_window
 from vtprune.families.base import Family
 from vtprune.parts import last_norm
 from vtprune.tokens import BEFORE_LLM, site_name
 from vtprune.unrotated import UNROTATED
-from vtprune_kernels.attention_columns import Visible
-from vtprune_kernels.attention_rows import attention_rows
 
 SIGNALS: dict[str, str] = {
     "last_query_attention": "(N,) float32: what the last prompt token pays to each visual token, mean over heads",
     "text_attention": "(M, N) float32: what each text token pays to each visual token, mean over heads",
+    "text_attention_max": "(M, N) float32: the same, of all heads the one that pays most to it",
     "attention_rank": "(N,) float32: PageRank of each visual token along the sharpened attention of all tokens",
     "cls_attention": "(layers, heads, N) in the tower's dtype: what the tower's class token pays to each visual token",
     "cls_logits": "(layers, heads, N) in the tower's dtype: the same before the softmax, scaled as there",
@@ -43,7 +39,7 @@ SIGNALS: dict[str, str] = {
     "transition": "(layers run, N) in the model's dtype: how much attention and MLP change each token, by 1 - cosine",
     "transition_unsigned": "the same by 1 - |cosine|",
 }
-"""Signals by name. The first three are of a decoder layer's attention: the layer before the site, just run, or
+"""Signals by name. The first four are of a decoder layer's attention: the layer before the site, just run, or
 ``:peek``, the layer at the site before it runs, or ``:<index>``, a layer that has run; so are keys. The next five
 come from the vision tower: ``:<layer>``, or for the first two ``:<layer>,<layer>``, negative ones counted from the end;
 by default -1 for ``vision_attention`` and ``cls_attention_joint``, else -2. Where several patches make one visual token
@@ -51,7 +47,7 @@ their mean is given; tokens that are no patches have 0. Projected features come 
 pool after it. The last two are seen in the decoder layers named, as in ``transition:6,7,8``, as far as those have
 run."""
 
-DECODER_ROWS = ("last_query_attention", "text_attention", "attention_rank")
+DECODER_ROWS = ("last_query_attention", "text_attention", "text_attention_max", "attention_rank")
 CLASS_ROWS = ("cls_attention", "cls_logits")
 KEYS = ("keys", "text_keys", *UNROTATED)
 NORMED = ("final_norm", "text_final_norm")
@@ -87,6 +83,11 @@ class Need:
         """What is looked at: attention rows, keys or transitions of decoder layers, their last norm, or the tower."""
         kinds = {"rows": DECODER_ROWS, "keys": KEYS, "norm": NORMED, "transition": TRANSITIONS}
         return next((kind for kind, names in kinds.items() if self.name in names), "tower")
+
+    @property
+    def over_heads(self) -> Literal["heads", "largest"]:
+        """What attention rows are over heads: their mean, or the largest."""
+        return "largest" if self.name == "text_attention_max" else "heads"
 
     @property
     def in_decoder(self) -> bool:
@@ -275,70 +276,3 @@ def _check_tower(need: Need, family: Family, model: nn.Module) -> None:
                 f"{need.text!r} is the attention of the vision tower's class token, and the tower of "
                 f"{type(model).__name__} has none. Ask for 'vision_attention', which every tower has"
             )
-
-
-@torch.no_grad()
-def row_attention(
-    attn: nn.Module,
-    inputs: Mapping[str, Any],
-    rows: Tensor,
-    mask: Any = None,
-    keys: Tensor | None = None,
-    biased: bool = False,
-) -> Tensor:
-    """(B, R, K) float32: what some rows of a decoder layer pay to every key, mean over heads.
-
-    attn:   the layer's attention module; a few of its projections are computed, it does not run.
-    inputs: its keyword arguments: ``hidden_states`` (B, P, D) after the input norm, ``position_embeddings`` a tensor or
-            tensors (..., B or 1, P, d), ``position_ids`` (..., B or 1, P). Caches and masks among them are ignored.
-    rows:   (B, R) int64, the rows of ``hidden_states`` to look from; repeat one where a sample has fewer.
-    mask:   that the layer is given, see ``vtprune.attention.allowed_keys``; None is causal.
-    keys:   (B, H_kv, K, d) that the layer left in its cache, the last P of them from ``hidden_states``; None computes
-            them from ``hidden_states``. Queries are projected for R rows only, and values for none,
-            where the module's projections can be told apart.
-    biased: whether the mask adds to the scores of keys, and does not only hide them.
-    """
-    hidden = inputs["hidden_states"]
-    asked = {name: value for name, value in inputs.items() if name not in _IGNORED}
-    asked["attention_mask"] = None
-    few = {name: _PER_TOKEN[name](value, rows) if name in _PER_TOKEN else value for name, value in asked.items()}
-    if keys is None and not projects_apart(attn):
-        (call,) = attention_inputs(attn, **asked)
-        query, key = _take(call.query.transpose(0, 1), rows).transpose(0, 1), call.key
-    else:
-        (call,) = attention_inputs(attn, without=("k_proj", "v_proj"), **few)
-        query, key = call.query, keys
-        if keys is None:
-            (call,) = attention_inputs(attn, without=("q_proj", "v_proj"), **asked)
-            key = call.key
-    allowed = allowed_keys(
-        mask,
-        rows,
-        hidden.shape[1],
-        key.shape[2],
-        causal=getattr(attn, "is_causal", True),
-        window=attention_window(attn),
-    )
-    if biased:
-        query, key = with_key_bias(query, key, call.scaling, mask, rows, allowed)
-    return attention_rows(query, key.to(query.dtype), scale=call.scaling, visible=Visible(allowed=allowed))
-
-
-def _take(values: Any, rows: Tensor) -> Any:
-    """Rows (B, R) along the last but one dimension of tensors (..., B or 1, P, d)."""
-    if values is None:
-        return None
-    if isinstance(values, (tuple, list)):
-        return type(values)(_take(value, rows) for value in values)
-    lead, (length, size) = values.shape[:-3], values.shape[-2:]
-    index = rows.to(values.device)[:, :, None].expand(*lead, *rows.shape, size)
-    return values.expand(*lead, len(rows), length, size).gather(-2, index)
-
-
-def _take_ids(ids: Tensor | None, rows: Tensor) -> Tensor | None:
-    """Entries (B, R) along the last dimension of a tensor (..., B or 1, P)."""
-    return None if ids is None else _take(ids[..., None], rows)[..., 0]
-
-
-_PER_TOKEN = {"hidden_states": _take, "position_embeddings": _take, "position_ids": _take_ids}
-_IGNORED = ("past_key_values", "attention_mask", "cache_position", "use_cache", "output_attentions")

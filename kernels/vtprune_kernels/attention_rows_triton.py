@@ -1,4 +1,4 @@
-"""attention_rows as a Triton kernel: one program adds up all heads for some rows and some keys."""
+"""attention_rows as a Triton kernel: one program goes through all heads for some rows and some keys."""
 
 from typing import Literal
 
@@ -27,7 +27,8 @@ def _row_kernel(
     q, k, lse, first, last, valid, allowed, out,
     scale, softcap, R, N, D, H_K, SHARE,
     q_b, q_h, q_r, k_b, k_h, k_n,
-    CAPPED: tl.constexpr, WIDEN: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr,
+    LARGEST: tl.constexpr, CAPPED: tl.constexpr, WIDEN: tl.constexpr,
+    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr,
 ):  # fmt: skip
     n = tl.program_id(0) * BLOCK_N + tl.arange(0, BLOCK_N)
     # offsets in int64 before they are multiplied, since a tensor may hold more than 2**31 numbers
@@ -49,9 +50,10 @@ def _row_kernel(
                 norm_start += R
                 p = tl.exp2(log2_scores(queries, keys, scale, softcap, CAPPED) - norm[:, None])
                 # a row that sees nothing has -inf there: what is not seen is not used
-                sums += tl.where(seen, p, 0.0)
-    mean = sums / (H_K * SHARE)
-    tl.store(out + (b * R + r)[:, None] * N + n[None, :], mean, mask=real[:, None] & (n < N)[None, :])
+                p = tl.where(seen, p, 0.0)
+                sums = tl.maximum(sums, p) if LARGEST else sums + p
+    paid = sums if LARGEST else sums / (H_K * SHARE)
+    tl.store(out + (b * R + r)[:, None] * N + n[None, :], paid, mask=real[:, None] & (n < N)[None, :])
 
 
 def attention_rows_triton(
@@ -61,14 +63,14 @@ def attention_rows_triton(
     scale: float,
     visible: Visible = EVERYTHING,
     weights: Tensor | None = None,
-    reduce: Literal["heads", "heads+rows"] = "heads",
+    reduce: Literal["heads", "heads+rows", "largest"] = "heads",
     softcap: float | None = None,
 ) -> Tensor:
     """``attention_rows`` for tensors on one CUDA device (or on the CPU in Triton's interpreter); no backward pass."""
     if reduce == "heads+rows":
         return attention_columns_triton(q, k, scale=scale, visible=visible, weights=weights, softcap=softcap)
     (batch, heads, rows, d), (_, groups, n, _) = q.shape, k.shape
-    if rows == 1:
+    if rows == 1 and reduce == "heads":
         # one row is its own mean, and packing the heads fills the matrix units
         return attention_columns_triton(q, k, scale=scale, visible=visible, softcap=softcap)[:, None]
     out = torch.empty(batch, rows, n, device=q.device)
@@ -81,6 +83,6 @@ def attention_rows_triton(
             q, k, lse, *masks(visible), out,
             scale, softcap or 1.0, rows, n, d, groups, heads // groups,
             *q.stride()[:3], *k.stride()[:3],
-            CAPPED=softcap is not None, **size,
+            LARGEST=reduce == "largest", CAPPED=softcap is not None, **size,
         )  # fmt: skip
     return out

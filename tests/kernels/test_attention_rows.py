@@ -82,10 +82,11 @@ def test_rows_are_the_mean_softmax(run, shape, dtype, masks, softcap):
     q, k, visible = random_case(shape, dtype, masks)
     B, _, _, R, N, d = shape
     seen, scale = table(visible, B, R, N), d**-0.5
-    expected = eager(q.double(), k.double(), scale, seen, softcap).mean(1)
-    torchs = eager(q, k, scale, seen, softcap).mean(1)
+    heads, torch_heads = eager(q.double(), k.double(), scale, seen, softcap), eager(q, k, scale, seen, softcap)
+    expected, torchs = heads.mean(1), torch_heads.mean(1)
     call = {"scale": scale, "visible": visible, "softcap": softcap}
     check(run(q, k, **call), expected, torchs)
+    check(run(q, k, reduce="largest", **call), heads.amax(1), torch_heads.amax(1))
     weights = torch.linspace(0, 2, R + 1, device=DEVICE)[1:].flip(0).expand(B, R)
     share = weights * seen.any(-1)
     share = (share / share.sum(1, keepdim=True).clamp(min=1e-9))[:, :, None]
@@ -120,13 +121,13 @@ def test_what_is_hidden_leaves_no_trace(run):
     visible.last[:, 2], weights = -1, torch.ones(2, 6, device=DEVICE)
     weights[:, 4], q[:, :, 4] = 0, 0
     assert not visible.valid.all(1).any()
-    calls = [{"reduce": "heads"}, {"reduce": "heads+rows", "weights": weights}]
+    calls = [{"reduce": "heads"}, {"reduce": "heads+rows", "weights": weights}, {"reduce": "largest"}]
     answers = []
     for poison in (0.0, float("nan"), float("inf")):
         k.transpose(1, 2)[~visible.valid], q[:, :, 2] = poison, poison
-        clean = run(q, k, scale=0.2, visible=visible, **calls[0])
+        clean = [run(q, k, scale=0.2, visible=visible, **calls[i]) for i in (0, 2)]
         q[:, :, 4] = poison
-        answers.append((clean, run(q, k, scale=0.2, visible=visible, **calls[1])))
+        answers.append((*clean, run(q, k, scale=0.2, visible=visible, **calls[1])))
         q[:, :, 4] = 0
     assert all(torch.equal(a, b) for other in answers[1:] for a, b in zip(answers[0], other))
     assert answers[0][0].isfinite().all() and (answers[0][0][:, 2] == 0).all()
@@ -194,6 +195,9 @@ def test_blocks_of_any_size_give_the_same_rows(room, monkeypatch):
     expected = eager(q.double(), k.double(), 0.4, table(visible, 2, 13, 37).cpu(), None).mean(1)
     y = attention_rows_reference(q, k, scale=0.4, visible=visible)
     torch.testing.assert_close(y.double(), expected, rtol=1e-5, atol=1e-7)
+    expected = eager(q.double(), k.double(), 0.4, table(visible, 2, 13, 37).cpu(), None).amax(1)
+    y = attention_rows_reference(q, k, scale=0.4, visible=visible, reduce="largest")
+    torch.testing.assert_close(y.double(), expected, rtol=1e-5, atol=1e-7)
 
 
 class Largest(TorchDispatchMode):
@@ -211,7 +215,7 @@ class Largest(TorchDispatchMode):
         return out
 
 
-@pytest.mark.parametrize("reduce", ["heads", "heads+rows"])
+@pytest.mark.parametrize("reduce", ["heads", "heads+rows", "largest"])
 @pytest.mark.parametrize(("rows", "keys"), [(1, 2000), (200, 1000)])
 def test_temporaries_stay_small(reduce, rows, keys, monkeypatch):
     """Oracle: the sizes of all tensors that are made, with 1 MB for a block. The scores of the second case are 13 MB,
@@ -237,7 +241,8 @@ def test_temporaries_stay_small(reduce, rows, keys, monkeypatch):
         ({"visible": Visible(valid=torch.ones(2, 5, device="meta").bool())}, ValueError, "cpu and valid on meta"),
         ({"weights": torch.ones(2, 3)}, ValueError, r"reduce='heads\+rows'"),
         ({"weights": torch.ones(2, 3).long(), "reduce": "heads+rows"}, TypeError, "weights is floating point"),
-        ({"reduce": "rows"}, ValueError, r"'heads' or 'heads\+rows'.*'rows'"),
+        ({"reduce": "rows"}, ValueError, r"'heads' or 'heads\+rows'.*'largest'.*'rows'"),
+        ({"weights": torch.ones(2, 3), "reduce": "largest"}, ValueError, r"reduce='heads\+rows'; got reduce='largest'"),
         ({"softcap": 0.0}, ValueError, "softcap .*got 0.0"),
     ],
     ids=str,
@@ -260,14 +265,16 @@ def test_real_sizes_on_a_gpu(dtype, rows, heads, d):
     last = torch.arange(2880 - rows, 2880, device=DEVICE).expand(2, -1)
     valid = torch.arange(2880, device=DEVICE) >= torch.tensor([[0], [371]], device=DEVICE)
     seen = valid[:, None] & (torch.arange(2880, device=DEVICE) <= last[:, :, None])
-    expected = eager(q.double(), k.double(), d**-0.5, seen, None).mean(1)
-    torchs = eager(q, k, d**-0.5, seen, None).mean(1)
+    heads, torch_heads = eager(q.double(), k.double(), d**-0.5, seen, None), eager(q, k, d**-0.5, seen, None)
+    expected, torchs = heads.mean(1), torch_heads.mean(1)
     attention_rows(q, k, scale=d**-0.5, visible=Visible(last=last, valid=valid))
     torch.cuda.set_sync_debug_mode("error")
     try:
         y = attention_rows(q, k, scale=d**-0.5, visible=Visible(last=last, valid=valid))
         both = attention_rows(q, k, scale=d**-0.5, visible=Visible(last=last, valid=valid), reduce="heads+rows")
+        most = attention_rows(q, k, scale=d**-0.5, visible=Visible(last=last, valid=valid), reduce="largest")
     finally:
         torch.cuda.set_sync_debug_mode("default")
     check(y, expected, torchs)
     check(both, expected.mean(1), torchs.mean(1))
+    check(most, heads.amax(1), torch_heads.amax(1))

@@ -75,7 +75,7 @@ class Sample:
         n, m = len(self), self.n_text
         if base in ("last_query_attention", "attention_rank"):
             value = self._random(name, n + m).mul(3).softmax(-1)[:n]
-        elif base == "text_attention":
+        elif base in ("text_attention", "text_attention_max"):
             value = self._random(name, m, n + m).mul(3).softmax(-1)[:, :n]
         elif base == "cls_attention":
             layers = len(suffix.split(","))

@@ -142,7 +142,7 @@ def at_layer(first, tokens, attention, n_before):
         x,
         x[:0],
         (segment,),
-        {"text_attention": attention[:, first.keep]},
+        {"text_attention_max": attention[:, first.keep]},
         11,
         first.keep,
         position=n_before + first.keep,

@@ -5,8 +5,7 @@ arXiv:2412.16117.
 Written from the published formulas and never compared to the authors' code, so parity is not claimed. Known to differ
 from it: no noise breaks ties, which go to the lowest index; a group of which nothing would stay keeps one token
 (``fewest``); a segment of one frame is dynamic by rule; tokens stay in the order of frames and places
-(``order="static-first"``: static places before the frames of their segment); what the text attends to is the largest
-over its tokens of the mean over heads (there the largest over heads too); caches of the layers before the cut keep
+(``order="static-first"``: static places before the frames of their segment); caches of the layers before the cut keep
 their tokens (there they are cut too); positions are renumbered at both stages (there only before the LLM); several
 videos have segments and budgets of their own. ``keep_ratio`` and models other than PLLaVA are an extension. Images are
 kept whole.
@@ -31,7 +30,7 @@ from vtprune.policies.checks import check_index, check_number
 from vtprune.policies.video_base import NO_VIDEO, VideoPolicy
 from vtprune.tokens import BEFORE_LLM, ModelFacts, Selection, VisualTokens
 
-SIGNAL = "text_attention"
+SIGNAL = "text_attention_max"
 _MEMORY = "prunevid"
 
 
@@ -174,7 +173,7 @@ class PruneVid(VideoPolicy):
         return Selection(alive.nonzero().flatten())
 
     def _looked_at(self, tokens: VisualTokens, last: int) -> Tensor:
-        """(N,): the largest attention of the text behind column ``last``; 0 where there is none."""
+        """(N,): the largest attention that a head of the text behind column ``last`` pays; 0 where there is none."""
         rows = tokens.signals[SIGNAL]
         if tokens.text_position is not None:
             rows = rows[tokens.text_position.to(rows.device) > last]
