@@ -4,10 +4,12 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from transformers import DynamicCache
+from transformers import DynamicCache, LlamaConfig
+from transformers.models.llama.modeling_llama import LlamaAttention, LlamaRotaryEmbedding
 
 import vtprune
-from tests import tiny
+from tests import oracle, tiny
+from vtprune.attention import rotated_ones
 from vtprune.families.base import family_of
 from vtprune.signals import check_needs, parse
 from vtprune.tokens import Selection
@@ -84,3 +86,69 @@ def test_a_decoder_without_a_last_norm_is_refused_before_the_first_prompt():
     family = SimpleNamespace(decoder=lambda model: decoder, linear_layers=lambda model: frozenset())
     with pytest.raises(NotImplementedError, match="final_norm.*has none"):
         check_needs(Look("final_norm"), family, None)
+
+
+def by_distance(model, family, positions, layer):
+    """(P, P): 2 / sqrt(d) * sum of cos(distance * frequency). positions: (P,) or, with mRoPE, (3, P)."""
+    config = tiny.text_model(model).config
+    d = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    parameters = config.rope_parameters
+    parameters = parameters[config.layer_types[layer]] if family == "gemma3" else parameters
+    frequency = parameters["rope_theta"] ** (-torch.arange(0, d, 2).double() / d)
+    axis = torch.zeros(d // 2, dtype=torch.int64)
+    if family == "qwen2_5_vl":
+        axis = torch.arange(3).repeat_interleave(torch.tensor(parameters["mrope_section"]))
+    if family == "qwen3_vl":
+        # time, height, width in turn as long as a section has places left, then time
+        sections = parameters["mrope_section"]
+        for which in (1, 2):
+            axis[which : 3 * sections[which] : 3] = which
+    positions = positions.double().expand(3, -1)
+    angle = (positions[:, :, None] - positions[:, None, :])[axis].movedim(0, -1) * frequency
+    return 2 / d**0.5 * angle.cos().sum(-1)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("family", ["llava", "qwen2_5_vl", "qwen3_vl", "gemma3"])
+def test_what_distance_adds_up_to_is_a_sum_of_cosines(family):
+    """Oracle: the frequencies of the config and the positions that the model computed, for both kinds of layers; the
+    second site sees fewer tokens."""
+    model, inputs, seen = tiny.build(family), tiny.batch(family, "ragged"), {}
+    hook = tiny.text_model(model).rotary_emb.register_forward_pre_hook(
+        lambda module, args, kwargs: seen.update(ids=kwargs.get("position_ids", args[1] if len(args) > 1 else None)),
+        with_kwargs=True,
+    )
+    look = Look("text_rotary", "text_rotary:peek")
+    with vtprune.pruned(model, look):
+        model(**inputs, **oracle.positions(inputs))
+    hook.remove()
+    starts = inputs["attention_mask"].argmax(1).tolist()
+    for i, (tokens, found) in enumerate(look.seen):
+        b, layer = i % 2, i // 2
+        ids = seen["ids"].expand(*seen["ids"].shape[:-2], 2, -1)[..., b, :]
+        visual, text = columns_of(tokens, starts[b])
+        for name, index in (("text_rotary", layer), ("text_rotary:peek", layer + 1)):
+            expected = by_distance(model, family, ids, index)[text][:, visual]
+            torch.testing.assert_close(found[name].double(), expected, atol=1e-5, rtol=0)
+
+
+def test_distance_as_published():
+    """Oracle: with heads of 128 and base 10000 the number is 11.3 at once, 2.35 after 600 and negative after 1707."""
+    config = LlamaConfig(hidden_size=256, num_attention_heads=2, attn_implementation="sdpa")
+    where = torch.tensor([[0, 600, 1706, 1707]])
+    hidden = torch.zeros(1, 4, 256)
+    tables = LlamaRotaryEmbedding(config)(hidden, where)
+    ones = rotated_ones(
+        LlamaAttention(config, 0), hidden_states=hidden, position_embeddings=tables, attention_mask=None
+    )
+    now, later, before, beyond = (ones[0, 0] @ ones[0].T / 128**0.5).tolist()
+    assert abs(now - 11.314) < 1e-3 and abs(later - 2.35) < 0.005 and before > 0 >= beyond
+
+
+@torch.no_grad()
+def test_rotated_ones_need_a_projection_of_their_own():
+    model = tiny.build("llava")
+    attn = tiny.text_model(model).layers[0].self_attn
+    fused = SimpleNamespace(q_proj=attn.q_proj, k_proj=attn.k_proj)
+    with pytest.raises(NotImplementedError, match="in one projection.*text_rotary"):
+        rotated_ones(fused, hidden_states=torch.zeros(1, 2, 64))

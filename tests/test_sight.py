@@ -54,7 +54,7 @@ def text_columns(inputs, b):
 def test_rows_before_and_after_a_layer_are_those_of_eager_attention(family, kind):
     """Oracle: output_attentions of the eager model; rows after layer 1, before layer 2, and of layer 0."""
     inputs = tiny.batch(family, kind, torch.float32)
-    names = ("last_query_attention", "text_attention", "text_attention_max")
+    names = ("last_query_attention", "text_attention", "text_attention_max", "text_attention_heads")
     policy = Looks(frozenset(f"{n}{s}" for n in names for s in ("", ":peek", ":0")), (2,))
     with vtprune.pruned(model_of(family), policy), torch.no_grad():
         model_of(family)(**inputs, **oracle.positions(inputs))
@@ -69,6 +69,8 @@ def test_rows_before_and_after_a_layer_are_those_of_eager_attention(family, kind
             torch.testing.assert_close(seen["last_query_attention" + suffix], expected[-1], atol=1e-5, rtol=0)
             most = largest[layer][b][text][:, columns]
             torch.testing.assert_close(seen["text_attention_max" + suffix], most, atol=1e-5, rtol=0)
+            every = heads[layer][b][:, text][:, :, columns]
+            torch.testing.assert_close(seen["text_attention_heads" + suffix], every, atol=1e-5, rtol=0)
 
 
 @pytest.mark.parametrize("kind", ["one", "ragged"])

@@ -57,27 +57,33 @@ class _Recorder(TorchFunctionMode):
         return query.new_empty(*query.shape[:-1], named["value"].shape[-1])
 
 
-class _Blank:
-    """Stands in for a projection whose result nobody will read: zeros that take no memory."""
+class _Constant:
+    """Stands in for a projection whose result nobody will read, or is to be one number: it takes no memory."""
 
-    def __init__(self, width: int):
-        self.width = width
+    def __init__(self, width: int, value: float = 0.0):
+        self.width, self.value = width, value
 
     def __call__(self, x: Tensor) -> Tensor:
-        return x.new_zeros(1).expand(*x.shape[:-1], self.width)
+        return x.new_full((1,), self.value).expand(*x.shape[:-1], self.width)
 
 
 class _Stand:
     """Stands in for an attention module in its own forward: all its parts, but torch's attention function.
 
     Claims one query head for each key head, so that keys are not repeated on their way. Projections named in
-    ``without`` are left out and give zeros.
+    ``without`` are left out and give zeros; with ``ones`` queries and keys are ones, and norms leave them as they are.
     """
 
-    def __init__(self, attn: nn.Module, without: Sequence[str] = ()):
+    def __init__(self, attn: nn.Module, without: Sequence[str] = (), ones: bool = False):
         self._attn = attn
         for name in without:
-            setattr(self, name, _Blank(getattr(attn, name).out_features))
+            setattr(self, name, _Constant(getattr(attn, name).out_features))
+        if ones:
+            for name, part in attn.named_children():
+                if name in ("q_proj", "k_proj"):
+                    setattr(self, name, _Constant(part.out_features, 1.0))
+                elif "norm" in name:
+                    setattr(self, name, nn.Identity())
         self.config = with_attention(attn.config, "sdpa")
         self.num_key_value_groups = 1
 
@@ -109,6 +115,27 @@ def attention_inputs(attn: nn.Module, *, without: Sequence[str] = (), **inputs: 
             type(attn).forward(_Stand(attn, without if projects_apart(attn) else ()), **inputs)
     except _Reached:
         return recorder.calls
+    raise _unreachable(attn)
+
+
+@torch.no_grad()
+def rotated_ones(attn: nn.Module, **inputs: Any) -> Tensor:
+    """(B, P, d): a head's query, or key, at every place as the module rotates it, had it been all ones.
+
+    inputs: keyword arguments of ``attn.forward``, among them ``hidden_states`` (B, P, D); leave out any cache.
+    Raises NotImplementedError for a module whose queries and keys come out of one projection, or as below.
+    """
+    if not projects_apart(attn):
+        raise NotImplementedError(
+            f"{type(attn).__name__} makes queries and keys in one projection, so nothing else can be put in their "
+            "place to be rotated. Choose a policy that does not ask for 'text_rotary'"
+        )
+    recorder = _Recorder(inputs["hidden_states"].shape[-2])
+    try:
+        with recorder:
+            type(attn).forward(_Stand(attn, ("v_proj",), ones=True), **inputs)
+    except _Reached:
+        return recorder.calls[0].key[:, 0]
     raise _unreachable(attn)
 
 

@@ -21,7 +21,7 @@ def row_attention(
     keys: Tensor | None = None,
     *,
     biased: bool = False,
-    reduce: Literal["heads", "largest"] = "heads",
+    reduce: Literal["heads", "largest", "none"] = "heads",
 ) -> Tensor:
     """(B, R, K) float32: what some rows of a decoder layer pay to every key, mean over heads.
 
@@ -34,7 +34,7 @@ def row_attention(
             them from ``hidden_states``. Queries are projected for R rows only, and values for none,
             where the module's projections can be told apart.
     biased: whether the mask adds to the scores of keys, and does not only hide them.
-    reduce: "largest" gives the largest over heads instead of the mean.
+    reduce: "largest" gives the largest over heads instead of the mean, "none" all of them: (B, H, R, K).
     """
     hidden = inputs["hidden_states"]
     asked = {name: value for name, value in inputs.items() if name not in _IGNORED}
@@ -59,8 +59,12 @@ def row_attention(
     )
     if biased:
         query, key = with_key_bias(query, key, call.scaling, mask, rows, allowed)
-    key = key.to(query.dtype)
-    return attention_rows(query, key, scale=call.scaling, visible=Visible(allowed=allowed), reduce=reduce)
+    key, visible = key.to(query.dtype), Visible(allowed=allowed)
+    if reduce != "none":
+        return attention_rows(query, key, scale=call.scaling, visible=visible, reduce=reduce)
+    share = query.shape[1] // key.shape[1]
+    heads = ((query[:, head, None], key[:, head // share, None]) for head in range(query.shape[1]))
+    return torch.stack([attention_rows(q, k, scale=call.scaling, visible=visible) for q, k in heads], 1)
 
 
 def _take(values: Any, rows: Tensor) -> Any:

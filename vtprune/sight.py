@@ -8,7 +8,7 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
-from vtprune.attention import attention_inputs
+from vtprune.attention import attention_inputs, rotated_ones
 from vtprune.cache import PrunedLayer, PrunedStaticLayer, live_layer
 from vtprune.compat import compared_keys
 from vtprune.forward import CURRENT, Forward
@@ -16,7 +16,7 @@ from vtprune.parts import last_norm, mixer_of, mlp_of
 from vtprune.rank import RANK, layer_rank, real_rows
 from vtprune.report import SiteRecord
 from vtprune.rows import row_attention
-from vtprune.signals import PROJECTED, UNPROJECTED, Need, needed, row_layer
+from vtprune.signals import PROJECTED, ROTARY, UNPROJECTED, Need, needed, row_layer
 from vtprune.tokens import site_name
 from vtprune.transition import Transitions, physical
 from vtprune.unprojected import joined, unprojected_hooks
@@ -162,11 +162,25 @@ class Sight:
         past = keys.shape[2] - inputs["hidden_states"].shape[1]
         return keys[b][:, physical(columns, b, wanted.to(keys.device)) + past]
 
+    def _rotary(self, forward: Forward, layer, b: int) -> Tensor:
+        inputs, columns = forward.captured[("peek", layer.index) if layer.peek else layer.index]
+        memo = (ROTARY, layer.index, layer.peek)
+        if memo not in forward.memo:
+            attn = self.pruner.layers[layer.index].self_attn
+            forward.memo[memo] = rotated_ones(attn, **_plain(inputs), attention_mask=None).float()
+        ones, sample = forward.memo[memo][b], forward.samples[b]
+        text, visual = (
+            ones[physical(columns, b, where.to(ones.device))] for where in (sample.row.text, self._logical(forward, b))
+        )
+        return text @ visual.T * ones.shape[-1] ** -0.5
+
     # ---- rows of decoder attention
 
     def _read(self, forward: Forward, need: Need, layer, here: tuple, b: int) -> Tensor:
         if layer.peek:
             self._peek(forward, *here)
+        if need.name == ROTARY:
+            return self._rotary(forward, layer, b).to(here[1].device)
         if need.kind == "keys":
             return self._layer_keys(forward, need, layer, b).to(here[1].device)
         if need.name == RANK:
@@ -191,7 +205,7 @@ class Sight:
         places = physical(columns, b, self._logical(forward, b).to(attention.device)) + offset
         if need.name == "last_query_attention":
             return attention[b, 0, places]
-        return attention[b, : len(forward.samples[b].row.text)][:, places]
+        return attention[b][..., : len(forward.samples[b].row.text), :][..., places]
 
     def _rank(self, forward: Forward, layer, b: int) -> Tensor:
         inputs, columns = forward.captured[("peek", layer.index) if layer.peek else layer.index]
@@ -252,9 +266,12 @@ def _biased(forward: Forward, inputs: Mapping, index: int) -> bool:
 
 def _own_keys(attn: nn.Module, inputs: Mapping) -> Tensor:
     """(B, H_kv, P, d) the keys of this forward's own rows."""
-    plain = {k: v for k, v in inputs.items() if k in ("hidden_states", "position_embeddings", "position_ids")}
-    (call,) = attention_inputs(attn, without=("q_proj", "v_proj"), attention_mask=None, **plain)
+    (call,) = attention_inputs(attn, without=("q_proj", "v_proj"), attention_mask=None, **_plain(inputs))
     return call.key
+
+
+def _plain(inputs: Mapping) -> dict:
+    return {k: v for k, v in inputs.items() if k in ("hidden_states", "position_embeddings", "position_ids")}
 
 
 def _unprojected() -> dict[int, list[Tensor]] | None:

@@ -22,6 +22,7 @@ SIGNALS: dict[str, str] = {
     "last_query_attention": "(N,) float32: what the last prompt token pays to each visual token, mean over heads",
     "text_attention": "(M, N) float32: what each text token pays to each visual token, mean over heads",
     "text_attention_max": "(M, N) float32: the same, of all heads the one that pays most to it",
+    "text_attention_heads": "(H, M, N) float32: the same, head by head",
     "attention_rank": "(N,) float32: PageRank of each visual token along the sharpened attention of all tokens",
     "cls_attention": "(layers, heads, N) in the tower's dtype: what the tower's class token pays to each visual token",
     "cls_logits": "(layers, heads, N) in the tower's dtype: the same before the softmax, scaled as there",
@@ -34,12 +35,13 @@ SIGNALS: dict[str, str] = {
     "text_keys": "(H_kv, M, d) in the model's dtype: the same of each text token",
     "unrotated_queries": "(H, N, d) in the model's dtype: the query of each visual token there, before rotation",
     "unrotated_keys": "(H_kv, N, d) in the model's dtype: the key of each, before rotation",
+    "text_rotary": "(M, N) float32: ones rotated to each text token times ones rotated to each visual one, by sqrt(d)",
     "final_norm": "(N, D) in the model's dtype: each visual token at the site through the decoder's last norm",
     "text_final_norm": "(M, D) in the model's dtype: the same of each text token",
     "transition": "(layers run, N) in the model's dtype: how much attention and MLP change each token, by 1 - cosine",
     "transition_unsigned": "the same by 1 - |cosine|",
 }
-"""Signals by name. The first four are of a decoder layer's attention: the layer before the site, just run, or
+"""Signals by name. The first five are of a decoder layer's attention: the layer before the site, just run, or
 ``:peek``, the layer at the site before it runs, or ``:<index>``, a layer that has run; so are keys. The next five
 come from the vision tower: ``:<layer>``, or for the first two ``:<layer>,<layer>``, negative ones counted from the end;
 by default -1 for ``vision_attention`` and ``cls_attention_joint``, else -2. Where several patches make one visual token
@@ -47,9 +49,11 @@ their mean is given; tokens that are no patches have 0. Projected features come 
 pool after it. The last two are seen in the decoder layers named, as in ``transition:6,7,8``, as far as those have
 run."""
 
-DECODER_ROWS = ("last_query_attention", "text_attention", "text_attention_max", "attention_rank")
+_OVER_HEADS = {"text_attention_max": "largest", "text_attention_heads": "none"}
+DECODER_ROWS = ("last_query_attention", "text_attention", *_OVER_HEADS, "attention_rank")
 CLASS_ROWS = ("cls_attention", "cls_logits")
-KEYS = ("keys", "text_keys", *UNROTATED)
+ROTARY = "text_rotary"
+KEYS = ("keys", "text_keys", *UNROTATED, ROTARY)
 NORMED = ("final_norm", "text_final_norm")
 PROJECTED = "projected_features"
 UNPROJECTED = "unprojected"
@@ -85,9 +89,9 @@ class Need:
         return next((kind for kind, names in kinds.items() if self.name in names), "tower")
 
     @property
-    def over_heads(self) -> Literal["heads", "largest"]:
-        """What attention rows are over heads: their mean, or the largest."""
-        return "largest" if self.name == "text_attention_max" else "heads"
+    def over_heads(self) -> Literal["heads", "largest", "none"]:
+        """What attention rows are over heads: their mean, the largest, or all of them."""
+        return _OVER_HEADS.get(self.name, "heads")
 
     @property
     def in_decoder(self) -> bool:

@@ -77,6 +77,10 @@ class Sample:
             value = self._random(name, n + m).mul(3).softmax(-1)[:n]
         elif base in ("text_attention", "text_attention_max"):
             value = self._random(name, m, n + m).mul(3).softmax(-1)[:, :n]
+        elif base == "text_attention_heads":
+            value = self._random(name, HEADS, m, n + m).mul(3).softmax(-1)[..., :n]
+        elif base == "text_rotary":
+            value = self._random(name, m, n).abs()
         elif base == "cls_attention":
             layers = len(suffix.split(","))
             value = self._random(name, layers, HEADS, n + 1).mul(3).softmax(-1)[..., 1:].to(self.dtype)

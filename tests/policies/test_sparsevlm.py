@@ -164,6 +164,12 @@ def test_what_stands_at_the_end_is_counted_by_where_it_came_from():
     torch.testing.assert_close(samples[0].values.sum(0), plain.sum(0))
 
 
+def blank(n):
+    """Signals of both versions for one text token and ``n`` visual tokens."""
+    nothing = torch.zeros(1, n)
+    return {"text_attention": nothing, "text_attention_heads": nothing[None], "text_rotary": nothing + 1}
+
+
 def counts(n, **options):
     """Tokens kept as they are, by stage; nothing is recycled."""
     policy, sizes, memory, alive = SparseVLM(recycled=0, **options), [], {}, n
@@ -174,7 +180,7 @@ def counts(n, **options):
             x,
             x[:1],
             (Segment(slice(0, alive)),),
-            {"text_attention": torch.zeros(1, alive)},
+            blank(alive),
             site,
             memory=memory,
             **place,
@@ -190,6 +196,10 @@ def test_published_budgets_are_met_exactly(budget):
     table = {64: [66, 30, 17], 96: [238, 48, 26], 128: [303, 110, 36], 192: [300, 200, 110]}[budget]
     assert counts(576, keep_ratio=budget / 576) == table
     assert counts(1152, keep_ratio=budget / 576) == [2 * k for k in table]
+    table = {64: [66, 34, 20], 96: [246, 54, 28], 128: [238, 108, 60], 192: [300, 200, 118]}[budget]
+    assert counts(576, keep_ratio=budget / 576, version="plus") == table
+    mean = {64: 81.8, 96: 113.9, 128: 144.1, 192: 206.8}[budget]
+    assert (576 * 3 + table[0] * 4 + table[1] * 9 + table[2] * 16) / 32 == pytest.approx(mean, abs=0.051)
 
 
 def test_budgets_between_lie_between_and_none_is_192():
@@ -197,7 +207,7 @@ def test_budgets_between_lie_between_and_none_is_192():
     assert counts(576, keep_ratio=160 / 576) == [302, 155, 73]  # 301.5 rounds to even
     assert counts(576, keep_ratio=32 / 576) == [33, 15, 8]
     assert counts(1, keep_ratio=0.01) == [1, 1, 1]
-    assert set(BUDGETS) == {0, 64, 96, 128, 192, 576}
+    assert all(set(table) == {0, 64, 96, 128, 192, 576} for table in BUDGETS.values())
 
 
 def test_true_means_over_32_layers_are_those_of_the_publication_with_recycling():
@@ -217,6 +227,32 @@ def test_true_means_over_32_layers_are_those_of_the_publication_with_recycling()
                 )
                 alive = len(policy.select(tokens).keep)
         assert abs(total / 32 - mean) <= 0.05
+
+
+@pytest.mark.parametrize(("compat", "least"), [("", 1.0), ("", 0.3), ("released-plus", 1.0)])
+@pytest.mark.parametrize("n_heads", [4, 17])
+def test_plus_divides_by_distance_and_counts_the_heads_that_look_most(n_heads, compat, least):
+    """Oracle: plain loops over heads, raters and tokens. Some numbers are negative, others between the limits."""
+    generator = torch.Generator().manual_seed(n_heads)
+    paid = torch.rand(n_heads, 5, 30, generator=generator).double()
+    prior = torch.randn(5, 30, generator=generator).double() * 2 + 1
+    chosen, divided = [0, 3, 4], []
+    for head in paid.tolist():
+        rows = [
+            [p / (w if compat else max(w, least)) for p, w in zip(head[r], prior[r].tolist(), strict=True)]
+            for r in chosen
+        ]
+        divided.append([sum(column) for column in zip(*rows, strict=True)])
+    heads = sorted(divided, key=lambda head: -sum(head))[:14]
+    score = [sum(head[i] for head in heads) for i in range(30)]
+    x = torch.zeros(30, 2)
+    signals = {"text_attention_heads": paid, "text_rotary": prior}
+    memory = {"sparsevlm raters": torch.tensor(chosen)}
+    tokens = VisualTokens(x, x[:5], (Segment(slice(0, 30)),), signals, site=3, memory=memory)
+    policy = SparseVLM(n_keeps=(9, 9, 9), version="plus", least_prior=least, compat=compat)
+    selection = policy.select(tokens)
+    assert selection.keep.tolist() == sorted(sorted(range(30), key=lambda i: -score[i])[:9])
+    assert not selection.changes
 
 
 def test_text_after_the_last_image_rates_all_images():
@@ -242,11 +278,15 @@ def test_a_prompt_that_ends_with_its_image_is_rated_by_any_text():
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("family", ["llava", "qwen2_5_vl", "internvl"])
-def test_the_first_stage_is_what_eager_attention_says(family):
-    """Oracle: embeddings and attention maps of the unpruned eager model, of every sample of a padded batch."""
+@pytest.mark.parametrize(
+    ("family", "version"), [("llava", "1"), ("qwen2_5_vl", "1"), ("internvl", "1"), ("llava", "plus")]
+)
+def test_the_first_stage_is_what_eager_attention_says(family, version):
+    """Oracle: embeddings and attention maps of the unpruned eager model, of every sample of a padded batch; for
+    "plus" the distances of the columns and Llama's frequencies."""
     model, inputs = tiny.build(family, dtype=torch.float32), tiny.batch(family, "padded", torch.float32)
-    with vtprune.pruned(model, SparseVLM(n_keeps=(5,), layers=(2,), of=None, recycled=0.0)) as report:
+    policy = SparseVLM(n_keeps=(5,), layers=(2,), of=None, recycled=0.0, version=version)
+    with vtprune.pruned(model, policy) as report:
         model(**inputs, **oracle.positions(inputs))
         kept, rows = report.sites[1].kept, report.last.layout.rows
     model.set_attn_implementation("eager")
@@ -258,14 +298,19 @@ def test_the_first_stage_is_what_eager_attention_says(family):
         behind = [i for i in range(last + 1, x.shape[0]) if row.real[i]]
         share = (x[row.columns] @ x[behind].T).softmax(1).mean(0)
         chosen = [i for i, s in zip(behind, share.tolist(), strict=True) if s > 1 / len(behind)]
-        score = out.attentions[1][b, :, chosen][:, :, row.columns].mean((0, 1))
+        paid = out.attentions[1][b, :, chosen][:, :, row.columns]
+        if version == "plus":
+            distance = torch.tensor(chosen)[:, None] - row.columns
+            angle = distance[..., None] * 10000.0 ** (-torch.arange(0, 16, 2) / 16)
+            paid = paid / (2 / 4 * angle.cos().sum(-1)).clamp(min=1)
+        score = paid.mean((0, 1))
         assert kept[b].tolist() == sorted(score.sort(descending=True).indices[:5].tolist())
 
 
-@pytest.mark.parametrize("family", ["llava", "qwen2_vl"])
-def test_a_batch_is_its_samples_and_generates(family):
+@pytest.mark.parametrize(("family", "version"), [("llava", "1"), ("qwen2_vl", "1"), ("qwen2_vl", "plus")])
+def test_a_batch_is_its_samples_and_generates(family, version):
     """Oracle: every sample alone; of 16 and fewer tokens some are merged at both stages."""
-    model, policy = tiny.build(family), SparseVLM(n_keeps=(9, 4), layers=(1, 2), of=None)
+    model, policy = tiny.build(family), SparseVLM(n_keeps=(9, 4), layers=(1, 2), of=None, version=version)
 
     def logits(inputs):
         with vtprune.pruned(model, policy) as report:
@@ -282,7 +327,8 @@ def test_a_batch_is_its_samples_and_generates(family):
 
 def test_it_fits_itself_to_the_model():
     fitted = SparseVLM().fitted(ModelFacts("llava", 32, 8, True, True))
-    assert fitted.sites == (BEFORE_LLM, 3, 7, 16) and fitted.place == "end"
+    assert fitted.sites == (BEFORE_LLM, 3, 7, 16) and fitted.place == "end" and fitted.positions == "compact"
+    assert SparseVLM(version="plus").fitted(ModelFacts("llava", 32, 8, True, True)).positions == "original"
     fitted = SparseVLM().fitted(ModelFacts("qwen2_vl", 28, 8, False, False))
     assert fitted.sites == (BEFORE_LLM, 3, 6, 14) and fitted.place == "centre"
     fitted = SparseVLM().fitted(ModelFacts("llava", 4, 8, True, True))
@@ -300,6 +346,10 @@ def test_it_fits_itself_to_the_model():
         ({"per_cluster": 0}, "per_cluster .*got 0"),
         ({"place": "start"}, "place is one of .*'start'"),
         ({"compat": "released"}, "compat takes 'released-min-drop'.*'released'"),
+        ({"version": "2"}, "version is one of '1', 'plus'; got '2'"),
+        ({"version": "plus", "recycled": 0.3}, "merges nothing.*got 0.3"),
+        ({"compat": "released-plus"}, "goes with version='plus'; got version='1'"),
+        ({"least_prior": 0}, "least_prior .*above 0; got 0"),
     ],
 )
 def test_wrong_options_are_refused_by_value(options, text):
