@@ -47,13 +47,15 @@ def test_equal_entries_go_from_the_first_on():
     assert drop_duplicates(torch.zeros(5, 3), torch.arange(5), 1, 8).tolist() == [3]
 
 
-@pytest.mark.parametrize(("name", "value"), [("LIST", 3), ("LIST", 1), ("ALL_PAIRS", 0)])
-def test_many_tokens_are_compared_by_lists_or_block_by_block(name, value, monkeypatch):
-    """Oracle: ``literal``; lists so short that many of those listed are gone, and no matrix of all pairs."""
+@pytest.mark.parametrize("all_pairs", [duplicates.ALL_PAIRS, 0])
+@pytest.mark.parametrize("listed", [12, 3, 1])
+def test_many_tokens_are_compared_by_lists(listed, all_pairs, monkeypatch):
+    """Oracle: ``literal``; lists so short that many of those listed are gone, with and without a matrix of pairs."""
     features = torch.randn(60, 8, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     order = torch.randperm(60, generator=torch.Generator().manual_seed(1)).tolist()
     expected = literal(features, order, 7, 4)
-    monkeypatch.setattr(duplicates, name, value)
+    monkeypatch.setattr(duplicates, "LIST", listed)
+    monkeypatch.setattr(duplicates, "ALL_PAIRS", all_pairs)
     monkeypatch.setattr(duplicates, "BLOCK", 7)
     assert drop_duplicates(features, torch.tensor(order), 7, 4).tolist() == expected
 

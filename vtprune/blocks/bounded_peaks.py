@@ -1,11 +1,14 @@
 """Clusters of bounded size: dense tokens open one unless another is near, and every token joins the nearest."""
 
+from collections.abc import Sequence
+
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 BLOCK = 1024  # tokens that are compared to all others at a time
-WHOLE = 4096  # up to so many tokens their distances are kept in a matrix
+WHOLE = 10240  # up to so many tokens their distances are kept in a matrix, 400 MiB at most
 _HALVINGS = 16  # of the range of cutoffs, which is then less than 0.0001 wide
 
 
@@ -18,22 +21,17 @@ class Bounded:
 
     @torch.no_grad()
     def __init__(self, keys: Tensor, width: float = 2.0):
-        self.device = keys.device
-        unit = F.normalize(keys.detach().float(), dim=1)
-        density = torch.cat([(-(self._far(unit, rows) / width).square()).exp().sum(1) for rows in _blocks(unit)])
-        self.order = density.sort(descending=True, stable=True).indices
-        # visited one by one, which a device far away would be slow at
-        self.unit = unit[self.order].cpu()
-        self.order = self.order.cpu()
-        n = len(unit)
-        self.matrix = self._far(self.unit, torch.arange(n)) if n <= WHOLE else None
-
-    @staticmethod
-    def _far(unit: Tensor, rows: Tensor) -> Tensor:
-        """(R, n) distances of some rows to all; a row of zeros is at distance 0 of itself too."""
-        far = (1 - unit[rows] @ unit.T).clamp(min=0)
-        far[torch.arange(len(rows), device=rows.device), rows] = 0
-        return far
+        self.unit = F.normalize(keys.detach().float(), dim=1)
+        n, device = len(keys), keys.device
+        self.matrix = np.empty((n, n), np.float32) if n <= WHOLE else None
+        density = []
+        for rows in torch.arange(n, device=device).split(BLOCK):
+            far = _far(self.unit, rows)
+            if self.matrix is not None:
+                # visited one by one, which a device far away would be slow at
+                self.matrix[int(rows[0]) : int(rows[0]) + len(rows)] = far.cpu().numpy()
+            density.append(far.div_(width).square_().neg_().exp_().sum(1))
+        self.order = torch.cat(density).sort(descending=True, stable=True).indices.cpu()
 
     @torch.no_grad()
     def centres(self, cutoff: float, most: int | None = None) -> Tensor:
@@ -41,14 +39,19 @@ class Bounded:
 
         most: no more are opened. Returns (K,) int64, in the order they are opened; of equally dense ones the lowest.
         """
-        free, found = torch.ones(len(self.unit), dtype=torch.bool), []
-        while len(found) != most and bool(free.any()):
-            at = int(free.int().argmax())
-            far = self._far(self.unit, torch.tensor([at]))[0] if self.matrix is None else self.matrix[at]
-            found.append(at)
-            free &= far > cutoff
-            free[at] = False
-        return self.order[found].to(self.device)
+        most = len(self.order) if most is None else most
+        if self.matrix is not None:
+            found = _opened(self.matrix, self.order.tolist(), cutoff, most)
+            return torch.tensor(found, dtype=torch.int64, device=self.unit.device)
+        found = self.order[:0].to(self.unit.device)
+        for rows in self.order.to(found.device).split(BLOCK):
+            if len(found) == most:
+                break
+            for some in found.split(BLOCK):
+                rows = rows[(1 - self.unit[rows] @ self.unit[some].T > cutoff).all(1)]
+            among = _far(self.unit[rows], torch.arange(len(rows), device=rows.device)).cpu().numpy()
+            found = torch.cat([found, rows[_opened(among, range(len(rows)), cutoff, most - len(found))]])
+        return found
 
     def exactly(self, k: int) -> tuple[Tensor, float]:
         """The first ``k`` centres (k,), and the widest cutoff found that opens so many; below 0 where none does."""
@@ -60,8 +63,25 @@ class Bounded:
         return self.centres(low, k), low
 
 
-def _blocks(unit: Tensor) -> tuple[Tensor, ...]:
-    return torch.arange(len(unit), device=unit.device).split(BLOCK)
+def _far(unit: Tensor, rows: Tensor) -> Tensor:
+    """(R, n) distances of some rows to all; a row of zeros is at distance 0 of itself too."""
+    far = (1 - unit[rows] @ unit.T).clamp_(min=0)
+    far[torch.arange(len(rows), device=rows.device), rows] = 0
+    return far
+
+
+def _opened(far: np.ndarray, order: Sequence[int], cutoff: float, most: int) -> list[int]:
+    """The rows of ``far`` (n, n) that open a cluster, visited in this order; not more than ``most``."""
+    free, beyond, found = np.ones(len(far), bool), np.empty(len(far), bool), []
+    # compared as what distances are
+    cutoff = np.float32(cutoff)
+    for row in order:
+        if len(found) == most:
+            break
+        if free[row]:
+            found.append(row)
+            np.logical_and(free, np.greater(far[row], cutoff, out=beyond), out=free)
+    return found
 
 
 @torch.no_grad()

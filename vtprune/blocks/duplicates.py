@@ -1,15 +1,15 @@
 """Removing duplicates round by round: half of a list is compared to the other half and the likest are dropped."""
 
-from functools import partial
-
 import torch
 from torch import Tensor
 
 ALL_PAIRS = 4096
-"""Up to so many tokens their similarities are computed once; of more, block by block in every round."""
+"""Up to so many tokens their similarities are computed once; of more, whenever lists are made."""
 BLOCK = 1024
 LIST = 64
 """How many of the likest tokens are listed for each."""
+FIRST = 8
+"""How many of them are looked at first; they nearly always suffice."""
 
 
 @torch.no_grad()
@@ -29,7 +29,7 @@ def drop_duplicates(features: Tensor, order: Tensor, n: int, step: int) -> Tenso
     if not n:
         return order[:0]
     unit = features[order] / features[order].norm(dim=-1, keepdim=True).clamp(min=torch.finfo(features.dtype).tiny)
-    largest = _Pairs(unit @ unit.T) if len(order) <= ALL_PAIRS else partial(_largest, unit)
+    largest = _Likest(unit)
     left = torch.arange(len(order), device=features.device)
     while len(left) > n:
         even, odd = left[0::2], left[1::2]
@@ -39,31 +39,45 @@ def drop_duplicates(features: Tensor, order: Tensor, n: int, step: int) -> Tenso
     return order[left]
 
 
-def _largest(unit: Tensor, rows: Tensor, others: Tensor) -> Tensor:
-    """(rows,) the largest cosine of each row to the others, block by block."""
-    return torch.cat([(unit[some] @ unit[others].T).amax(1) for some in rows.split(BLOCK)])
+class _Likest:
+    """The largest cosine of some rows to others. A round changes little, so for each row its likest ones are listed."""
 
-
-class _Pairs:
-    """The same from a matrix of all pairs, of which a round reads little: for each row its likest ones, in order."""
-
-    def __init__(self, cosine: Tensor):
-        self.cosine, self.listed = cosine, 0
-        self.likest = cosine.new_zeros(cosine.shape[0], LIST, dtype=torch.int64)
+    def __init__(self, unit: Tensor):
+        self.unit, self.listed = unit, 0
+        self.cosine = unit @ unit.T if len(unit) <= ALL_PAIRS else None
+        self.row = torch.zeros(len(unit), LIST, dtype=torch.int64, device=unit.device)
+        self.value = unit.new_zeros(len(unit), LIST)
 
     def __call__(self, rows: Tensor, others: Tensor) -> Tensor:
         there = torch.cat([rows, others])
         if len(there) <= 2 * LIST:
-            return self.cosine[rows][:, others].amax(1)
+            return self._largest(rows, others)
         if not self.listed or 2 * len(there) < self.listed:
             # many of those listed are gone by now
-            self.listed = len(there)
-            self.likest[there] = there[self.cosine[there][:, there].topk(LIST).indices]
-        other = torch.zeros(len(self.cosine), dtype=torch.bool, device=rows.device)
+            self._list(there)
+        other = torch.zeros(len(self.unit), dtype=torch.bool, device=rows.device)
         other[others] = True
-        near = self.likest[rows]
-        known, first = other[near].max(1)
-        found = self.cosine[rows, near.gather(1, first[:, None])[:, 0]]
-        missed = (~known).nonzero().flatten()
-        found[missed] = self.cosine[rows[missed]][:, others].amax(1)
+        few, found = min(FIRST, LIST), self.value.new_zeros(len(rows))
+        left = torch.arange(len(rows), device=rows.device)
+        for row, value in zip(*(listed.split([few, LIST - few], 1) for listed in (self.row, self.value)), strict=True):
+            if row.shape[1]:
+                known, first = other[row[rows[left]]].max(1)
+                found[left[known]] = value[rows[left[known]], first[known]]
+                left = left[~known]
+        found[left] = self._largest(rows[left], others)
         return found
+
+    def _list(self, there: Tensor) -> None:
+        self.listed = len(there)
+        for some in there.split(BLOCK):
+            self.value[some], likest = self._between(some, there).topk(LIST)
+            self.row[some] = there[likest]
+
+    def _largest(self, rows: Tensor, others: Tensor) -> Tensor:
+        """(rows,) without lists, block by block."""
+        return torch.cat([self._between(some, others).amax(1) for some in rows.split(BLOCK)])
+
+    def _between(self, rows: Tensor, others: Tensor) -> Tensor:
+        if self.cosine is None:
+            return self.unit[rows] @ self.unit[others].T
+        return self.cosine[rows][:, others]
