@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
-import difflib
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 from torch import nn
 
-from vtprune.policies.base import POLICIES, Policy
+from vtprune.at_flops import AtFlops
+from vtprune.named import HOW_MANY, check_names, named_policy
+from vtprune.policies.base import Policy
 from vtprune.report import Report
-from vtprune.then import ARROW, Then, split_evenly
 
 _ATTRIBUTE = "_vtprune"
 
@@ -20,6 +20,7 @@ def wrap(
     model: nn.Module,
     policy: str | Policy,
     *,
+    keep_flops: float | None = None,
     positions: str | None = None,
     ragged: str = "auto",
     equalize: bool = False,
@@ -28,7 +29,11 @@ def wrap(
 ) -> nn.Module:
     """Prunes visual tokens in every later ``model.generate()`` or forward. Changes the model in place and returns it.
 
-    policy:    a registered name with its options (``"fastv", keep_ratio=0.25``), or a policy object.
+    policy:    a registered name with its options (``"fastv", keep_ratio=0.25``), or a policy object. With
+               ``budget="flops"`` keep_ratio stands for as many FLOPs as that fraction of the visual tokens costs in
+               all layers, whatever the policy itself counts, so that policies can be compared.
+    keep_flops: instead of keep_ratio and n_keep, the fraction of the unpruned prompt's FLOPs in the decoder's layers
+               that is KEPT, in (0, 1]; see ``vtprune.AtFlops``.
     positions: "original" or "compact", instead of what the policy's method does.
     ragged:    how samples of unequal length attend in a prefill of a model on "sdpa": "padded" and masked; "packed",
                without their padding; or "auto", packed where that was measured to be faster, on a CPU.
@@ -54,7 +59,7 @@ def wrap(
             f"this model is already wrapped with {_pruner(model).plan.policy}; call vtprune.unwrap(model) first"
         )
     check_ragged(ragged)
-    policy = _make(policy, options)
+    policy = _make(policy, options if keep_flops is None else {**options, "keep_flops": keep_flops})
     inner = model.get_base_model() if hasattr(model, "get_base_model") else model
     check_known(inner)
     family = family_of(inner) if strict else detect_family(inner)
@@ -114,11 +119,11 @@ def options(model: nn.Module, **changes) -> Iterator[Report]:
     if not dataclasses.is_dataclass(policy):
         raise TypeError(f"options() changes dataclass policies; {type(policy).__name__} is none: wrap the model again")
     known = {field.name for field in dataclasses.fields(policy) if field.init}
-    _check_names(type(policy).__name__, changes, known)
-    if "keep_ratio" in changes and "n_keep" in known:
-        changes.setdefault("n_keep", None)
-    elif "n_keep" in changes and "keep_ratio" in known:
-        changes.setdefault("keep_ratio", None)
+    check_names(type(policy).__name__, changes, known)
+    for option in HOW_MANY if known.intersection(changes).intersection(HOW_MANY) else ():
+        # one of them stands instead of the others
+        if option in known:
+            changes.setdefault(option, None)
     changed = dataclasses.replace(policy, **changes)
     plan.check_override(changed)
     token = OVERRIDES.set({**(OVERRIDES.get() or {}), id(plan): changed})
@@ -137,6 +142,8 @@ def _pruner(model: nn.Module):
 def _make(policy: str | Policy, options: dict) -> Policy:
     if isinstance(policy, str):
         return named_policy(policy, options)
+    if set(options) == {"keep_flops"}:
+        return AtFlops(_make(policy, {}), keep_flops=options["keep_flops"])
     if options:
         raise TypeError(
             f"options {sorted(options)} go with a policy name; got a {type(policy).__name__} object, which has its own"
@@ -150,50 +157,3 @@ def _make(policy: str | Policy, options: dict) -> Policy:
             f"got {type(policy).__name__} without {', '.join(missing)}"
         )
     return policy
-
-
-def named_policy(name: str, options: dict) -> Policy:
-    """The registered policy ``name`` with ``options``. Raises ValueError that suggests the name or option meant.
-
-    Names with ">>" between them are stages: of ``keep_ratio`` each keeps an equal share of what it sees, or what
-    ``split``, a ratio for each, says.
-    """
-    if ARROW in name:
-        return _named_stages(name, options)
-    if name not in POLICIES:
-        close = difflib.get_close_matches(name, POLICIES, 1)
-        hint = f"did you mean {close[0]!r}? " if close else ""
-        raise ValueError(f"unknown policy {name!r}; {hint}known: {', '.join(sorted(POLICIES))}")
-    cls = POLICIES[name]
-    _check_names(name, options, {field.name for field in dataclasses.fields(cls) if field.init})
-    return cls(**options)
-
-
-def _named_stages(text: str, options: dict) -> Then:
-    names = [name.strip() for name in text.split(ARROW)]
-    unknown = sorted(set(options) - {"keep_ratio", "split"})
-    if unknown:
-        raise ValueError(
-            f"policies in a row take keep_ratio or split; got {unknown[0]!r}. An option of one of them goes into its "
-            "object: vtprune.Then(POLICIES['fastv'](layer=3), ...)"
-        )
-    split = options.get("split")
-    if split is None:
-        split = [split_evenly(options.get("keep_ratio", 0.5), len(names))] * len(names)
-    elif "keep_ratio" in options or len(split) != len(names):
-        raise ValueError(f"split is a ratio for each of {', '.join(names)}, instead of keep_ratio; got {options}")
-    return Then(*(named_policy(name, {"keep_ratio": share}) for name, share in zip(names, split, strict=True)))
-
-
-def _check_names(name: str, options: dict, known: set[str]) -> None:
-    for option in options:
-        if option in known:
-            continue
-        close = difflib.get_close_matches(option, known, 1)
-        owners = [n for n, c in sorted(POLICIES.items()) if option in {f.name for f in dataclasses.fields(c)}]
-        hint = f"did you mean {close[0]!r}? " if close else ""
-        if owners and not close:
-            hint = f"it is an option of {', '.join(owners)}. "
-        raise ValueError(
-            f"policy {name!r} has no option {option!r}; {hint}its options: {', '.join(sorted(known)) or 'none'}"
-        )

@@ -84,6 +84,7 @@ class Sample:
             coords=self.row.coords[index].to(device),
             position=(self.row.columns[index] - self.row.start).to(device),
             text_position=(self.row.text - self.row.start).to(device),
+            length=int(self.row.real.sum()),
             seed=self.row.seed,
             memory=self.memory,
             seconds=None if self.row.seconds is None else self.row.seconds[index],

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+from collections.abc import Iterable
 from contextvars import ContextVar
 
 from torch import nn
@@ -10,8 +11,9 @@ from torch import nn
 from vtprune import compat
 from vtprune.families.base import Family
 from vtprune.policies.base import Policy
+from vtprune.served import Served
 from vtprune.signals import served_elsewhere
-from vtprune.tokens import BEFORE_LLM, ModelFacts, site_name
+from vtprune.tokens import BEFORE_LLM, ModelFacts, inside, site_name
 
 POSITIONS = ("original", "compact", "compact-decode")
 """Whose places survivors keep: their own, renumbered ones, or their own in the prefill and renumbered ones afterwards,
@@ -27,7 +29,7 @@ class Plan:
     before: layer index -> sites served right before that layer. inside: layers with a site after their attention.
     first:  the first layer that needs a hook. moved: sites served elsewhere than asked, with the reason.
     linear: layers that keep a state instead of keys and values.
-    notes:  what else the user should know.
+    served: the same as plain numbers. notes: what else the user should know.
     """
 
     def __init__(self, model: nn.Module, family: Family, policy: Policy, positions: str | None):
@@ -35,28 +37,14 @@ class Plan:
         decoder = family.decoder(model)
         self.depth = len(decoder.layers)
         self.linear = family.linear_layers(model)
-        self.before: dict[int, list[float]] = {}
-        self.inside: set[int] = set()
-        self.moved: dict[float, str] = {}
-        for site in sorted(set(policy.sites)):
-            self._place(site, decoder)
+        self.served = Served.of(policy.sites, self.depth, _halves(decoder, policy.sites))
+        self.before, self.inside = self.served.before, self.served.inside
+        self.moved = {site: _moved(decoder, layer) for site, layer in self.served.moved.items()}
         self.first = min([*self.before, *self.inside], default=0)
         self._check_shared(decoder, family)
         self.line = compat.has_line_positions(decoder)
         self.notes = [*getattr(policy, "notes", ()), *served_elsewhere(policy, self.linear)]
         self._check_positions(decoder, policy)
-
-    def _place(self, site: float, decoder: nn.Module) -> None:
-        layer = max(0, int(site))
-        if site == int(site):
-            self.before.setdefault(layer, []).append(site)
-        elif has_plain_residuals(decoder, layer):
-            self.inside.add(layer)
-        elif layer + 1 < self.depth:
-            self.before.setdefault(layer + 1, []).append(site)
-            self.moved[site] = f"{type(decoder).__name__} has layers of another layout; served before layer {layer + 1}"
-        else:
-            self.moved[site] = f"{type(decoder).__name__} has layers of another layout and none follows; not served"
 
     def _check_shared(self, decoder: nn.Module, family: Family) -> None:
         """Layers without keys of their own must find as many as they have rows, of whichever layer they share."""
@@ -118,7 +106,20 @@ def facts_of(model: nn.Module, family: Family) -> ModelFacts:
         class_token=layers > 0 and all(family.has_class_token(model, kind) for kind in family.towers(model)),
         tower_layers=layers,
         line_positions=compat.has_line_positions(decoder),
+        decoder=decoder.config,
+        halves=_halves(decoder, (inside(layer) for layer in range(len(decoder.layers)))),
     )
+
+
+def _halves(decoder: nn.Module, sites: Iterable[float]) -> frozenset[int]:
+    """Of the layers in whose middle a site lies, those that can be pruned there."""
+    layers = {int(site) for site in sites if site != int(site)}
+    return frozenset(layer for layer in layers if has_plain_residuals(decoder, layer))
+
+
+def _moved(decoder: nn.Module, layer: int | None) -> str:
+    why = f"{type(decoder).__name__} has layers of another layout"
+    return f"{why} and none follows; not served" if layer is None else f"{why}; served before layer {layer}"
 
 
 def _tower_layers(model: nn.Module, family: Family) -> int:

@@ -105,19 +105,10 @@ class Report:
         self.prefills += 1
         self._stale = True
 
-    def _lengths(self, record: Prefill, b: int, others: int) -> list[int | tuple[int, int]]:
+    def _lengths(self, record: Prefill, b: int, others: int) -> list[flops.Length]:
         """Tokens that each layer processes for sample ``b``; a pair (attention, MLP) where a site lies inside."""
-        visual, lengths, sites = len(record.offered[b]), [], {s.site: len(s.kept[b]) for s in record.sites}
-        for index in range(self._plan.depth):
-            for site in self._plan.before.get(index, ()):
-                visual = sites.get(site, visual)
-            length = others + visual
-            if index + 0.5 in sites and index in self._plan.inside:
-                visual = sites[index + 0.5]
-                lengths.append((length, others + visual))
-            else:
-                lengths.append(length)
-        return lengths
+        left = {site.site: len(site.kept[b]) for site in record.sites}
+        return self._plan.served.lengths(len(record.offered[b]), others, left)
 
     # ---- read by everybody
 

@@ -6,6 +6,7 @@ import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from vtprune.allotted import Allotted, units
 from vtprune.policies.base import Policy, check_ratio
 from vtprune.tokens import ModelFacts, Selection, VisualTokens, site_name
 
@@ -18,8 +19,9 @@ class Then:
 
     stages: policies. Each keeps its own share of what it sees: the shares multiply.
 
-    The sites of a stage lie behind those of the stage before it; what two policies do to the same tokens at one site
-    is a policy of its own. Positions are renumbered if a stage does so. Newlines are offered only if all want them.
+    The sites of a stage lie behind those of the stage before it. At one site a budget for frames or views may come
+    before a policy that chooses (QuoTA, then DivPrune): the two become one stage, ``Allotted``. Positions are
+    renumbered if a stage does so. Newlines are offered only if all want them.
     Raises ValueError for fewer than two stages, and, once the model is known, for stages whose sites cross.
     """
 
@@ -33,10 +35,14 @@ class Then:
             raise ValueError(f"Then takes policy objects; got {named[0]!r}. By name it is 'visionzip >> transprune'")
         self.stages = tuple(_without_newlines(stages))
 
-    def fitted(self, facts: ModelFacts) -> Then:
-        """Every stage fitted to the model."""
-        made = Then(*(stage.fitted(facts) if hasattr(stage, "fitted") else stage for stage in self.stages))
-        for before, after in zip(made.stages, made.stages[1:]):
+    def fitted(self, facts: ModelFacts) -> Policy:
+        """Every stage fitted to the model; a budget and what it is for are one, by itself if nothing else is left."""
+        stages = [stage.fitted(facts) if hasattr(stage, "fitted") else stage for stage in self.stages]
+        stages = [unit[0] if len(unit) == 1 else Allotted(*unit) for unit in units(stages)]
+        if len(stages) == 1:
+            return stages[0]
+        made = Then(*stages)
+        for before, after in zip(stages, stages[1:]):
             if max(before.sites) >= min(after.sites):
                 raise ValueError(
                     f"{_name(after)} acts {site_name(min(after.sites))}, and {_name(before)}, which comes first, acts "
@@ -76,12 +82,16 @@ class Then:
         memory = tokens.memory.setdefault(i, {})
         if memory.get("done"):
             return Selection.all(tokens)
-        own = memory.setdefault("own", {})
-        selection = self.stages[i].select(dataclasses.replace(tokens, memory=own))
+        selection = self.stages[i].select(self.own(tokens, i))
         if not selection.last or i == len(self.stages) - 1:
             return selection
         memory["done"] = True
         return dataclasses.replace(selection, last=False)
+
+    def own(self, tokens: VisualTokens, i: int) -> VisualTokens:
+        """The tokens as stage ``i`` sees them: with a memory of its own."""
+        memory = tokens.memory.setdefault(i, {})
+        return dataclasses.replace(tokens, memory=memory.setdefault("own", {}))
 
 
 def _name(policy: Policy) -> str:

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, MutableMapping
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -63,6 +64,9 @@ class ModelFacts:
     class_token:    whether every vision tower has a class token that signals can tell of.
     line_positions: whether positions are a line of integers; otherwise they have time, height and width (mRoPE).
     tower_layers:   layers of the vision tower, of the shallowest if there are several; 0 if it is not known.
+    decoder:        the decoder's config, from which ``vtprune.flops`` counts what its layers cost.
+    halves:         indices of the layers that can be pruned in their middle; at others ``inside(layer)`` is served
+                    before the next layer, if there is one.
     """
 
     model_type: str
@@ -71,6 +75,8 @@ class ModelFacts:
     class_token: bool
     line_positions: bool
     tower_layers: int = 0
+    decoder: Any = None
+    halves: frozenset[int] = frozenset()
 
 
 @dataclass(frozen=True)
@@ -87,6 +93,8 @@ class VisualTokens:
     coords:   (N, 4) int64: view, frame, row and column of each; -1 where the family does not know.
     position: (N,) int64 column of each in the unpruned prompt, counted without the sample's padding.
     text_position: (M,) int64, the same for ``text``.
+    length:   how many tokens the sample's prompt has in this forward before any pruning, newlines and separators
+              included, padding not; None: N + M.
     seed:     a number that depends on the sample's prompt alone, the same in every batch and for every beam.
     memory:   what the policy wants to find again at its next site, of this sample in this forward.
     stands_for: (N,) float, for how many tokens each stands in attention, as the ``stands_for`` of a selection at an
@@ -104,6 +112,7 @@ class VisualTokens:
     coords: Tensor | None = None
     position: Tensor | None = None
     text_position: Tensor | None = None
+    length: int | None = None
     seed: int = 0
     memory: MutableMapping = field(default_factory=dict)
     seconds: Tensor | None = None

@@ -1,6 +1,14 @@
 """How many tokens the layers that are left may have, so that the mean over all layers comes out as asked."""
 
+import math
 from collections.abc import Sequence
+from itertools import accumulate
+from operator import mul
+
+
+def used(sparsity: Sequence[float]) -> float:
+    """What the layers so far have had, in layers that see all tokens. sparsity: as of ``required``."""
+    return sum(accumulate((1 - dropped for dropped in sparsity), mul))
 
 
 def required(sparsity: Sequence[float], keep_ratio: float, n_layers: int) -> float | None:
@@ -13,14 +21,10 @@ def required(sparsity: Sequence[float], keep_ratio: float, n_layers: int) -> flo
     Returns a number in [0, 1], 0 where nothing needs to go or no layer is left; None if the layers so far have had more
     than all of them together may have.
     """
-    share, used = 1.0, 0.0
-    for dropped in sparsity:
-        share *= 1 - dropped
-        used += share
-    left = n_layers * keep_ratio - used
+    left = n_layers * keep_ratio - used(sparsity)
     if left < 0:
         return None
-    tokens = (n_layers - len(sparsity)) * share
+    tokens = (n_layers - len(sparsity)) * math.prod(1 - dropped for dropped in sparsity)
     if tokens <= 0:
         return 0.0
     return max(0.0, 1 - left / tokens)

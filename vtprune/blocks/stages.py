@@ -38,6 +38,13 @@ def pools(tokens: VisualTokens, budget: str) -> list[Pool]:
     return [Pool(rows, counts.setdefault(source, rows.stop - rows.start), source) for source, rows in spans.items()]
 
 
+def pool_sizes(tokens: VisualTokens, budget: str) -> list[int]:
+    """How many tokens each of ``pools`` has now; nothing is remembered."""
+    if budget == "prompt":
+        return [len(tokens)]
+    return [len(segment) for segment in tokens.segments if len(segment)]
+
+
 def is_index(value: object, least: int) -> bool:
     """Whether ``value`` is an integer, no bool, of ``least`` or more."""
     return isinstance(value, int) and not isinstance(value, bool) and value >= least

@@ -56,5 +56,9 @@ def video_counts(
     videos: Sequence[Tensor], count: Callable[[int], int], budget: Literal["segment", "prompt"]
 ) -> list[int]:
     """How many tokens of each video to keep. "prompt": of all together, shared by size. count: of n tokens."""
-    sizes = [video.numel() for video in videos]
+    return counts_of([video.numel() for video in videos], count, budget)
+
+
+def counts_of(sizes: Sequence[int], count: Callable[[int], int], budget: Literal["segment", "prompt"]) -> list[int]:
+    """The same for videos of which the sizes are known."""
     return share(sizes, count(sum(sizes))) if budget == "prompt" and sizes else [count(size) for size in sizes]

@@ -13,14 +13,16 @@ to earn back; a map of all tokens is held only where the model's mask is one.
 
 import dataclasses
 from dataclasses import dataclass
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
+from torch import Tensor
 
 from vtprune.blocks.bipartite import merge_pairs
+from vtprune.blocks.forecast import Forecast, at_ratio, staged
 from vtprune.blocks.frame_grid import frame_grids
 from vtprune.blocks.grouping import group_selection, joined
-from vtprune.blocks.stages import layer_mean, pools
+from vtprune.blocks.stages import layer_mean, pool_sizes, pools
 from vtprune.policies.base import check_choices, check_ratio, quirks, register, top_rows
 from vtprune.tokens import BEFORE_LLM, ModelFacts, Selection, VisualTokens
 
@@ -55,6 +57,8 @@ class AIM:
     budget: Literal["segment", "prompt"] = "segment"
     layers: int | None = None
     compat: str = ""
+
+    keep_ratio_is: ClassVar[str] = "layers"
 
     def __post_init__(self):
         if self.keep_ratio is not None:
@@ -112,26 +116,55 @@ class AIM:
             return self.keep_ratio / full, 0.0
         return 1.0, (self.keep_ratio - full) / (1 - full)
 
+    def forecast(self, tokens: VisualTokens) -> Forecast:
+        """Every frame merged to its count, then every pool cut to its own."""
+        # the frames of each image or video, and its tokens that are in none
+        found = [[len(rows) for rows in frames] for frames in self._frames(tokens)]
+        rests = [n - sum(sizes) for n, sizes in zip(pool_sizes(tokens, "segment"), found, strict=True)]
+
+        def left(ratio: float) -> dict[float, int]:
+            changed = at_ratio(self, ratio)
+            merge_ratio, _ = changed.ratios()
+            pairs = zip(found, rests, strict=True)
+            living = [rest + sum(_merged_to(n, merge_ratio) for n in sizes) for sizes, rest in pairs]
+            living = [sum(living)] if self.budget == "prompt" else living
+            after = staged(changed, self.sites[1:], living, AIM._left_at).left(ratio)
+            return {BEFORE_LLM: sum(living), **after}
+
+        return Forecast(left)
+
+    def _left_at(self, site: float, living: int, size: int) -> int:
+        """How many of the ``living`` tokens of a pool that had ``size`` when the LLM began stay at a site."""
+        rate = 1 - (1 - self.ratios()[1]) * self._ramp()[site]
+        return max(1, min(living, int(size * rate + 1e-9)))
+
     def select(self, tokens: VisualTokens) -> Selection:
         """Merges before the LLM; later the best rows of every pool, by what it had when the LLM began."""
-        merge_ratio, end_ratio = self.ratios()
         if tokens.site == BEFORE_LLM:
-            return self._merged(tokens, merge_ratio)
-        rate, keep = 1 - (1 - end_ratio) * self._ramp()[tokens.site], []
+            return self._merged(tokens, self.ratios()[0])
+        keep = []
         for pool in pools(tokens, self.budget):
-            k = max(1, min(pool.size, int(pool.count * rate + 1e-9)))
+            k = self._left_at(tokens.site, pool.size, pool.count)
             whole = k == pool.size  # nothing is looked at for a pool that stays whole
             rows = torch.arange(k, device=tokens.hidden.device)
             keep.append(pool.rows.start + (rows if whole else top_rows(tokens.signals["attention_rank"][pool.rows], k)))
         return Selection(torch.cat(keep))
 
     def _merged(self, tokens: VisualTokens, merge_ratio: float) -> Selection:
-        coords, parts = None if tokens.coords is None else tokens.coords.cpu(), []
-        by_similarity = bool(self._quirks)
+        by_similarity, parts = bool(self._quirks), []
         how = {"weighted": self.size_weighted, "by_similarity": by_similarity}
-        for segment in tokens.segments:
-            for frame in frame_grids(segment, coords) if len(segment) else ():
-                rows = torch.cat([grid.rows for grid in frame])
-                k = max(1, round(len(rows) * merge_ratio))
-                parts.append((rows, merge_pairs(tokens.hidden[rows.to(tokens.hidden.device)], k, **how)))
+        for rows in (rows for frames in self._frames(tokens) for rows in frames):
+            x = tokens.hidden[rows.to(tokens.hidden.device)]
+            parts.append((rows, merge_pairs(x, _merged_to(len(rows), merge_ratio), **how)))
         return group_selection(joined(parts, len(tokens), tokens.hidden.device), in_place=not by_similarity)
+
+    def _frames(self, tokens: VisualTokens) -> list[list[Tensor]]:
+        """The rows of every frame of every image and video."""
+        coords = None if tokens.coords is None else tokens.coords.cpu()
+        segments = [frame_grids(segment, coords) for segment in tokens.segments if len(segment)]
+        return [[torch.cat([grid.rows for grid in frame]) for frame in frames] for frames in segments]
+
+
+def _merged_to(n: int, merge_ratio: float) -> int:
+    """How many tokens a frame of ``n`` becomes."""
+    return max(1, round(n * merge_ratio))

@@ -7,10 +7,25 @@ from typing import ClassVar, Literal, Protocol, runtime_checkable
 import torch
 from torch import Tensor
 
+from vtprune.blocks.forecast import Forecast, one_cut
 from vtprune.tokens import BEFORE_LLM, Selection, VisualTokens
 
 POLICIES: dict[str, type] = {}
 """Registered policies by name; the dict is the listing."""
+
+
+KEEP_RATIO_IS = {
+    "final": "after the last site",
+    "layers": "mean of the layers",
+    "published": "the publication's budget",
+    "flops": "as many FLOPs as with this fraction in all layers",
+}
+"""What a policy's keep_ratio is the fraction of tokens of, or counts instead."""
+
+
+def keep_ratio_is(policy: object) -> str:
+    """The key of ``KEEP_RATIO_IS`` that holds for a policy, or for a class of policies."""
+    return getattr(policy, "keep_ratio_is", "final")
 
 
 @runtime_checkable
@@ -25,7 +40,11 @@ class Policy(Protocol):
     (they are renumbered, as methods do that shorten the prompt before the LLM; models whose positions are no line keep
     the original ones); ``newlines`` (default False), whether newline and separator tokens are offered for pruning too;
     ``fitted(facts: ModelFacts) -> Policy``, the policy for a given model: itself, or a copy with other options, sites
-    and needs; ``notes`` (default ()), sentences for the report, such as what stands in for a signal.
+    and needs; ``notes`` (default ()), sentences for the report, such as what stands in for a signal;
+    ``keep_ratio_is`` (default "final"), one of ``KEEP_RATIO_IS``; ``forecast(tokens: VisualTokens) -> Forecast``, how
+    many tokens it will leave at any keep_ratio, asked at its first site; ``refits`` (default False), whether it is
+    asked anew, and given another keep_ratio, at every site; ``allot(tokens) -> ([Share, ...], note)``, how many tokens
+    each frame or view may keep, with which it is a budget for other policies.
     """
 
     needs: frozenset[str]
@@ -97,6 +116,10 @@ class ScorePolicy:
         if self.budget == "prompt":
             return (slice(0, len(tokens)),)
         return tuple(segment.span for segment in tokens.segments if len(segment))
+
+    def forecast(self, tokens: VisualTokens) -> Forecast:
+        """The count of every pool at the one site; policies with several sites say more."""
+        return one_cut(self, tokens.site, [pool.stop - pool.start for pool in self.pools(tokens)])
 
     def score(self, tokens: VisualTokens) -> Tensor:
         """(N,) float, higher is kept."""

@@ -15,6 +15,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from vtprune.blocks.forecast import Forecast, at_ratio, one_cut
 from vtprune.blocks.greedy_pools import picked
 from vtprune.blocks.pivots import even_shares, grow, visiting_order
 from vtprune.policies.base import ScorePolicy, check_choices, quirks, register
@@ -62,6 +63,22 @@ class DART(ScorePolicy):
     def exact_count(self) -> bool:
         """Whether ``count`` tokens are kept."""
         return self.exact_budget
+
+    def forecast(self, tokens: VisualTokens) -> Forecast:
+        """The count of every pool, or with the published number, which is another, what its pivots take."""
+        sizes = [pool.stop - pool.start for pool in self.pools(tokens)]
+        if self.exact_budget:
+            return one_cut(self, tokens.site, sizes)
+        own, pivots = self.image_pivots, self.image_pivots + self.text_pivots
+
+        def left(ratio: float) -> dict[float, int]:
+            changed, total = at_ratio(self, ratio), 0
+            for n in sizes:
+                taken = own + sum(changed._shares(n, changed.count(n), own, pivots))
+                total += n if changed.count(n) == n else min(n, taken)
+            return {tokens.site: total}
+
+        return Forecast(left)
 
     def select(self, tokens: VisualTokens) -> Selection:
         """Pivots and what they take, image by image."""

@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 
 from vtprune.blocks.assign import Sums, kept, merge_matrix
+from vtprune.blocks.forecast import Forecast, at_ratio
 from vtprune.blocks.frame_runs import IMAGES, usual_images
 from vtprune.blocks.video_frames import other_rows, video_frames
 from vtprune.policies.base import check_choices, check_ratio, quirks, register
@@ -84,6 +85,19 @@ class DyCoke:
     def kept_of(self, n: int) -> int:
         """How many of the ``n`` tokens of a pruned frame stay, 0 or more."""
         return math.floor((GROUP * self.keep_ratio - 1) * n / (GROUP - 1) + 1e-9)
+
+    def forecast(self, tokens: VisualTokens) -> Forecast:
+        shapes = [video.shape for video in video_frames(tokens, self.images or "apart")[0]]
+        rest = len(tokens) - sum(t * n for t, n in shapes)
+
+        def left(ratio: float) -> dict[float, int]:
+            changed, total = at_ratio(self, ratio), rest
+            for t, n in shapes:
+                pruned = sum(self._pruned(i, t) for i in range(self._frames(t)))
+                total += (self._frames(t) - pruned) * n + pruned * changed.kept_of(n)
+            return {tokens.site: total}
+
+        return Forecast(left, least=1 / GROUP)
 
     def select(self, tokens: VisualTokens) -> Selection:
         """First frames, and of the others the tokens least like their place in the frame they are compared to."""

@@ -18,6 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from vtprune.blocks.forecast import Forecast, at_ratio
 from vtprune.blocks.frame_runs import (
     IMAGES,
     IMAGES_AS_FRAMES,
@@ -80,6 +81,19 @@ class EVS(ScorePolicy):
         ratio = Decimal(str(float(self.keep_ratio)))
         return int(n * (1 - float(1 - ratio))) if "raw-count" in self._quirks else int(n * ratio)
 
+    def forecast(self, tokens: VisualTokens) -> Forecast:
+        """The count of every pool, or its first frames where those are more."""
+        clips = clip_of_segments(tokens.segments, tokens.position, self.images or "apart")
+        first = _previous(tokens, clips) < 0
+        pools = [(len(rows), int(first[rows].sum())) for rows in self._videos(tokens, clips)]
+        rest = len(tokens) - sum(n for n, _ in pools)
+
+        def left(ratio: float) -> dict[float, int]:
+            changed = at_ratio(self, ratio)
+            return {tokens.site: rest + sum(max(least, changed.count(n)) for n, least in pools)}
+
+        return Forecast(left)
+
     def select(self, tokens: VisualTokens) -> Selection:
         """Images, first frames, and of the other tokens those that changed most."""
         clips = clip_of_segments(tokens.segments, tokens.position, self.images or "apart")
@@ -110,9 +124,7 @@ class EVS(ScorePolicy):
 
     def _score(self, tokens: VisualTokens, clips: list[int]) -> Tensor:
         """(N,) on the CPU: 1 - cosine similarity to the same place one frame earlier, ``FIRST`` where there is none."""
-        x, sizes = tokens.hidden, [len(segment) for segment in tokens.segments]
-        places = torch.full((len(tokens), 4), -1) if tokens.coords is None else tokens.coords.cpu()
-        previous = previous_in_time(torch.tensor(clips).repeat_interleave(torch.tensor(sizes)), places)
+        x, previous = tokens.hidden, _previous(tokens, clips)
         if "model-dtype" not in self._quirks:
             score = 1 - frame_similarity(x, previous.to(x.device))
             return score.cpu().masked_fill(previous < 0, FIRST)
@@ -122,3 +134,10 @@ class EVS(ScorePolicy):
             now, before = (x[i.to(x.device)] for i in (rows, previous[rows]))
             score[rows.to(x.device)] = 1 - F.cosine_similarity(now, before, dim=-1, eps=1e-8)
         return score.cpu()
+
+
+def _previous(tokens: VisualTokens, clips: list[int]) -> Tensor:
+    """(N,) on the CPU: the row at the same place one frame earlier, -1 where there is none."""
+    sizes = [len(segment) for segment in tokens.segments]
+    places = torch.full((len(tokens), 4), -1) if tokens.coords is None else tokens.coords.cpu()
+    return previous_in_time(torch.tensor(clips).repeat_interleave(torch.tensor(sizes)), places)

@@ -21,10 +21,12 @@ from torch import Tensor
 
 from vtprune.blocks.assign import Sums, kept, merge_matrix
 from vtprune.blocks.calibrated_max_min import calibrated_max_min
+from vtprune.blocks.forecast import Forecast, at_ratio
 from vtprune.blocks.frame_clusters import cluster_frames, rounded_up
 from vtprune.blocks.frame_segments import consecutive_similarity, cut_below
 from vtprune.blocks.frame_trees import link_frames, tree_sums
 from vtprune.blocks.inner_cut import InnerCut
+from vtprune.blocks.video_frames import video_counts, video_frames
 from vtprune.policies.base import register, top_rows
 from vtprune.policies.video_base import VideoPolicy
 from vtprune.tokens import BEFORE_LLM, ModelFacts, Selection, VisualTokens
@@ -65,6 +67,7 @@ class FlashVID(VideoPolicy):
     layers: int | None = None
 
     positions: ClassVar[str] = "compact"
+    keep_ratio_is: ClassVar[str] = "layers"
     known_compat: ClassVar[tuple[str, ...]] = ("tree-counter", "duplicates", "v2-repeat")
 
     def __post_init__(self):
@@ -107,6 +110,25 @@ class FlashVID(VideoPolicy):
         """How many of the ``n`` tokens of a video are left before the LLM, but for rounding in each frame."""
         keep_ratio = self.keep_ratio if self.n_keep is None else min(1.0, self.n_keep / n)
         return min(n, rounded_up(n * self._cut.before(keep_ratio)))
+
+    def forecast(self, tokens: VisualTokens) -> Forecast:
+        """Frames are rounded up; tokens of a frame that trees and clusters share may be one more or a few less."""
+        videos, _ = video_frames(tokens, self.images or "apart")
+        rest = len(tokens) - sum(video.numel() for video in videos)
+
+        def left(ratio: float) -> dict[float, int]:
+            changed = at_ratio(self, ratio)
+            came = []
+            for video, k in zip(videos, video_counts(videos, changed.count, self.budget), strict=True):
+                frames, n = video.shape
+                share = self._cut.before(ratio)
+                came.append(video.numel() if k >= video.numel() else frames * min(n, rounded_up(n * share)))
+            found = {BEFORE_LLM: rest + sum(came)}
+            if self._cut.share < 1:
+                found[self._cut.layer] = rest + sum(min(n, rounded_up(n * self._cut.at(ratio))) for n in came)
+            return found
+
+        return Forecast(left)
 
     def select(self, tokens: VisualTokens) -> Selection:
         if tokens.site == BEFORE_LLM:

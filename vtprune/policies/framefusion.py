@@ -20,6 +20,7 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor
 
+from vtprune.blocks.forecast import Forecast, at_ratio
 from vtprune.blocks.frame_runs import (
     IMAGES,
     IMAGES_AS_FRAMES,
@@ -30,7 +31,7 @@ from vtprune.blocks.frame_runs import (
     similarity_to,
     usual_images,
 )
-from vtprune.blocks.layer_budget import required
+from vtprune.blocks.layer_budget import required, used
 from vtprune.policies.base import check_choices, check_ratio, quirks, register, top_rows
 from vtprune.tokens import BEFORE_LLM, ModelFacts, Selection, VisualTokens, inside
 
@@ -85,6 +86,8 @@ class FrameFusion:
     compat: str = ""
 
     exact_count: ClassVar[bool] = False
+    keep_ratio_is: ClassVar[str] = "layers"
+    refits: ClassVar[bool] = True
 
     def __post_init__(self):
         check_ratio(self.keep_ratio)
@@ -125,6 +128,28 @@ class FrameFusion:
         )
 
     # ---- the answer
+
+    def forecast(self, tokens: VisualTokens) -> Forecast:
+        """What this call leaves if the budget is to be met by it: by merging, or by pruning once merging has ended."""
+        memory = tokens.memory.get(_MEMORY, {"progress": {}})
+        clips = memory.get("clips") or self._clips(tokens, [])
+        pools = self._pools(tokens, [clips[segment.source] for segment in tokens.segments])
+        progress = {key: memory["progress"].get(key, Progress()) for key, _ in pools}
+
+        def left(ratio: float) -> dict[float, int]:
+            changed, total = at_ratio(self, ratio), 0
+            for key, rows in pools:
+                n, dropped = rows.stop - rows.start, changed._required(progress[key])
+                if not progress[key].pruning or dropped is None:
+                    total += n
+                else:
+                    total += max(1, n - int(dropped * n) if progress[key].merging else round(n * (1 - dropped)))
+            return {tokens.site: total}
+
+        n_layers = PUBLISHED_LAYERS if "28-layers" in self._quirks else self.layers or PUBLISHED_LAYERS
+        spent = max((used(one.sparsity) for one in progress.values() if one.pruning), default=0.0)
+        # nothing is pruned below what the layers so far have had already
+        return Forecast(left, least=min(1.0, spent / n_layers + 1e-9))
 
     def select(self, tokens: VisualTokens) -> Selection:
         """One call: clips whose merging goes on merge, clips whose merging has ended prune, once, and then rest."""

@@ -22,6 +22,7 @@ from torch import Tensor
 
 from vtprune.blocks.anyres import Anyres, anyres
 from vtprune.blocks.emission import in_order
+from vtprune.blocks.share import Share
 from vtprune.blocks.view_budget import segment_budgets, whole_budgets
 from vtprune.policies.base import ScorePolicy, check_choices, register, top_rows
 from vtprune.tokens import ModelFacts, Selection, VisualTokens
@@ -113,25 +114,45 @@ class GlobalCom2(ScorePolicy):
         """(k,) int64: the best, in the order in which they enter the LLM."""
         return top_rows(score, k) if self.order == "raster" else score.sort(descending=True, stable=True).indices[:k]
 
+    def allot(self, tokens: VisualTokens) -> tuple[list[Share], str]:
+        """How many tokens each thumbnail and each crop keeps, for another policy to choose."""
+        score, found, note = self.score(tokens).cpu(), [], ""
+        coords = None if tokens.coords is None else tokens.coords.cpu()
+        for segment, k in segment_budgets(tokens, self.count, self.budget == "prompt"):
+            views = anyres(segment, coords)
+            if views is None or not k:
+                found, note = [*found, Share(torch.arange(segment.span.start, segment.span.stop), k)], NO_CROPS
+                continue
+            few, budgets = self._budgets(views, score, k)
+            crops = zip(views.members(), budgets, strict=True)
+            found += [Share(views.thumbnail, few), *(Share(views.canvas[member], n) for member, n in crops)]
+        return [share for share in found if len(share.rows)], note
+
+    def _budgets(self, views: Anyres, score: Tensor, k: int) -> tuple[int, list[int]]:
+        """How many tokens of the thumbnail and of every crop are kept; one at least."""
+        n = len(views.thumbnail) + len(views.canvas)
+        keep_ratio = self.keep_ratio if self.keep_ratio and not self.exact_budget else k / n
+        scales = crop_scales(score[views.thumbnail], views, keep_ratio, self.temperature)
+        few = int(len(views.thumbnail) * keep_ratio)
+        wish, total = [size * scale for size, scale in zip(views.sizes, scales.tolist(), strict=True)], None
+        if self.exact_budget:
+            few, whole = len(views.thumbnail) * k // n, sum(wish)
+            total = k - few
+            wish = [w * total / whole for w in wish]
+        budgets = whole_budgets(wish, views.sizes, total)
+        return few if few or any(budgets) else 1, budgets
+
     def _views(self, views: Anyres, score: Tensor, k: int) -> Tensor:
         """The rows kept of an anyres image, in the order in which they enter the LLM."""
         thumbnail, canvas = score[views.thumbnail], score[views.canvas]
-        n = len(score[views.thumbnail]) + len(canvas)
-        keep_ratio = self.keep_ratio if self.keep_ratio and not self.exact_budget else k / n
-        scales = crop_scales(thumbnail, views, keep_ratio, self.temperature)
-        few = int(len(thumbnail) * keep_ratio)
-        wish, total = [size * scale for size, scale in zip(views.sizes, scales.tolist(), strict=True)], None
-        if self.exact_budget:
-            few, whole = len(thumbnail) * k // n, sum(wish)
-            total = k - few
-            wish = [w * total / whole for w in wish]
+        few, budgets = self._budgets(views, score, k)
         seen = F.interpolate(thumbnail.view(1, 1, *views.side), size=views.size, mode="bilinear").flatten()
         best = []
-        for member, budget in zip(views.members(), whole_budgets(wish, views.sizes, total), strict=True):
+        for member, budget in zip(views.members(), budgets, strict=True):
             both = F.normalize(canvas[member], dim=0) + F.normalize(seen[member], dim=0)
             best.append(member[top_rows(both, budget)])
         crops = torch.cat(best).sort().values
-        return torch.cat([views.thumbnail[self._thumbnail(thumbnail, few or not len(crops))], views.canvas[crops]])
+        return torch.cat([views.thumbnail[self._thumbnail(thumbnail, few)], views.canvas[crops]])
 
 
 def crop_scales(score: Tensor, views: Anyres, keep_ratio: float, temperature: float) -> Tensor:

@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from vtprune.blocks.anyres import Anyres, anyres
+from vtprune.blocks.share import Share
 from vtprune.blocks.view_budget import segment_budgets, whole_budgets
 from vtprune.policies.base import ScorePolicy, check_choices, quirks, register, top_rows
 from vtprune.tokens import ModelFacts, Selection, VisualTokens
@@ -84,7 +85,10 @@ class HiRED(ScorePolicy):
         for segment, k in segment_budgets(tokens, self.count, self.budget == "prompt"):
             views = anyres(segment, coords)
             best = segment.span.start + top_rows(late[segment.span], k)
-            keep.append(best if views is None or not k else self._views(views, early, late, k))
+            if views is not None and k:
+                shares = self._shares(views, early, k)
+                best = torch.cat([share.rows[top_rows(late[share.rows], share.k)] for share in shares]).sort().values
+            keep.append(best)
         return Selection(torch.cat(keep).to(tokens.hidden.device))
 
     def _scores(self, tokens: VisualTokens) -> tuple[Tensor, Tensor]:
@@ -95,8 +99,20 @@ class HiRED(ScorePolicy):
         early, late = tokens.signals[name].sum(1).cpu()
         return early, late
 
-    def _views(self, views: Anyres, early: Tensor, late: Tensor, k: int) -> Tensor:
-        """The rows kept of an anyres image, ascending."""
+    def allot(self, tokens: VisualTokens) -> tuple[list[Share], str]:
+        """How many tokens each thumbnail and each crop keeps, for another policy to choose."""
+        (early, _), found = self._scores(tokens), []
+        coords = None if tokens.coords is None else tokens.coords.cpu()
+        for segment, k in segment_budgets(tokens, self.count, self.budget == "prompt"):
+            views = anyres(segment, coords)
+            if views is None or not k:
+                found.append(Share(torch.arange(segment.span.start, segment.span.stop), k))
+            else:
+                found += self._shares(views, early, k)
+        return [share for share in found if len(share.rows)], ""
+
+    def _shares(self, views: Anyres, early: Tensor, k: int) -> list[Share]:
+        """Those of the thumbnail and of every crop of an anyres image; one token at least."""
         thumbnail, canvas = views.thumbnail, views.canvas
         full = min(int(k * self.alpha), len(thumbnail))
         rest = min(k - full, len(canvas))
@@ -105,11 +121,8 @@ class HiRED(ScorePolicy):
         marked = top_rows(early[thumbnail], int(len(thumbnail) * (1 - self.alpha)))
         share = self._marks(views)[marked].bincount(minlength=len(views.sizes)).float() / max(1, len(marked))
         budgets = whole_budgets((share * rest).tolist(), views.sizes, rest if self.exact_budget else None)
-        keep = [thumbnail[top_rows(late[thumbnail], full)]]
-        for member, budget in zip(views.members(), budgets, strict=True):
-            keep.append(canvas[member[top_rows(late[canvas[member]], budget)]])
-        rows = torch.cat(keep).sort().values
-        return rows if len(rows) else thumbnail[top_rows(late[thumbnail], 1)]
+        crops = [Share(canvas[member], n) for member, n in zip(views.members(), budgets, strict=True)]
+        return [Share(thumbnail, full if full or any(budgets) else 1), *crops]
 
     def _marks(self, views: Anyres) -> Tensor:
         """(S,) int64: the crop that each patch of the thumbnail speaks for."""

@@ -21,9 +21,10 @@ from torch import Tensor
 
 from vtprune.blocks.assign import Sums, kept
 from vtprune.blocks.fold import folded
+from vtprune.blocks.forecast import Forecast, at_ratio
 from vtprune.blocks.stages import fit_layers
 from vtprune.blocks.static_windows import credited, fit_counts, static_places, static_windows
-from vtprune.blocks.video_frames import other_rows, video_counts, video_frames
+from vtprune.blocks.video_frames import counts_of, other_rows, video_counts, video_frames
 from vtprune.blocks.window_sums import clustered, in_order
 from vtprune.policies.base import check_choices, register, top_rows
 from vtprune.policies.checks import check_index, check_number
@@ -70,6 +71,7 @@ class HoliTom(VideoPolicy):
     of: int | None = 28
 
     positions: ClassVar[str] = "compact"
+    refits: ClassVar[bool] = True
     known_compat: ClassVar[tuple[str, ...]] = ("ceil-overshoot", "halving", "static-first")
 
     def __post_init__(self):
@@ -97,6 +99,28 @@ class HoliTom(VideoPolicy):
         layer = self.layer if self.layer is None else fit_layers((self.layer,), self.of, facts.depth)[0]
         return dataclasses.replace(super().fitted(facts), layer=layer, of=None)
 
+    def forecast(self, tokens: VisualTokens) -> Forecast:
+        """Before the LLM as if nothing stood still; inside it, what is left of every video is known."""
+        if tokens.site != BEFORE_LLM:
+            videos = tokens.memory.get(_MEMORY, ())
+            alive = [int(torch.isin(tokens.rows, rows.to(tokens.rows.device)).sum()) for rows in videos]
+            sizes = [len(rows) for rows in videos]
+        else:
+            sizes = alive = [video.numel() for video in video_frames(tokens, self.images or "apart")[0]]
+        rest = len(tokens) - sum(alive)
+
+        def left(ratio: float) -> dict[float, int]:
+            changed = at_ratio(self, ratio)
+            counts, found = counts_of(sizes, changed.count, self.budget), {}
+            if tokens.site == BEFORE_LLM:
+                came = [min(n, changed._wanted(n, k)[1]) for n, k in zip(sizes, counts, strict=True)]
+                found[BEFORE_LLM] = rest + sum(came)
+            if self.layer is not None:
+                found[self.layer] = rest + sum(map(min, came if found else alive, counts))
+            return found
+
+        return Forecast(left)
+
     def select(self, tokens: VisualTokens) -> Selection:
         return self._before(tokens) if tokens.site == BEFORE_LLM else self._inside(tokens)
 
@@ -109,18 +133,22 @@ class HoliTom(VideoPolicy):
             return dataclasses.replace(Selection.all(tokens), note="; ".join(notes) or none, last=True)
         counts = video_counts(videos, self.count, self.budget)
         rows = torch.arange(len(tokens), device=tokens.hidden.device) if tokens.rows is None else tokens.rows
-        tokens.memory[_MEMORY] = [(rows[video.flatten()], k) for video, k in zip(videos, counts, strict=True)]
+        tokens.memory[_MEMORY] = [rows[video.flatten()] for video in videos]
         parts = [kept(other_rows(videos, len(tokens), tokens.hidden.device))]
         for video, k in zip(videos, counts, strict=True):
-            exactly = self.n_keep is None and self.budget == "segment"
-            ratio = min(1.0, (self.keep_ratio if exactly else k / video.numel()) / self._inner_keep)
-            wanted = max(1, round(video.numel() * ratio))
+            ratio, wanted = self._wanted(video.numel(), k)
             parts += [kept(video.flatten())] if wanted >= video.numel() else self.merged(tokens, video, ratio, wanted)
         return self.answer(tokens, parts, "; ".join(notes))
 
     @property
     def _inner_keep(self) -> float:
         return 1.0 if self.layer is None else self.inner_keep
+
+    def _wanted(self, n: int, k: int) -> tuple[float, int]:
+        """The fraction and the number of the ``n`` tokens of a video that come in, of which ``k`` are left at last."""
+        exactly = self.n_keep is None and self.budget == "segment"
+        ratio = min(1.0, (self.keep_ratio if exactly else k / n) / self._inner_keep)
+        return ratio, max(1, round(n * ratio))
 
     def merged(self, tokens: VisualTokens, video: Tensor, ratio: float, wanted: int) -> list[Sums]:
         """What is left of one video, (T, N) rows, before the LLM. ratio: the fraction, wanted: the count."""
@@ -163,7 +191,8 @@ class HoliTom(VideoPolicy):
         device, n = tokens.hidden.device, len(tokens)
         living = torch.arange(n, device=device) if tokens.rows is None else tokens.rows
         alone, parts = torch.ones(n, dtype=torch.bool, device=device), []
-        for rows, count in tokens.memory.get(_MEMORY, ()):
+        videos = tokens.memory.get(_MEMORY, ())
+        for rows, count in zip(videos, counts_of([len(rows) for rows in videos], self.count, self.budget), strict=True):
             mine = torch.isin(living, rows.to(device)).nonzero().flatten()
             k = min(len(mine), count)
             if "ceil-overshoot" in self._quirks:

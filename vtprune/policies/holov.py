@@ -22,6 +22,7 @@ from torch import Tensor
 from vtprune.blocks.anyres import tile_rows
 from vtprune.blocks.cells import sample_cells
 from vtprune.blocks.emission import in_order
+from vtprune.blocks.share import Share
 from vtprune.blocks.view_budget import fill_up
 from vtprune.policies.base import ScorePolicy, check_choices, quirks, register
 from vtprune.tokens import ModelFacts, Selection, VisualTokens
@@ -98,15 +99,28 @@ class HoloV(ScorePolicy):
         """Of every crop its quota of the tokens with most attention."""
         score, parts = self.score(tokens).cpu(), []
         for pool in self.pools(tokens):
-            k, crops = self.count(pool.stop - pool.start), self._crops(tokens, pool)
-            quota, order = self.quotas(tokens.hidden, score, crops, k)
-            if "released-zero-pad" not in self._quirks:
-                quota = fill_up(quota, [len(crop) for crop in crops], k, order)
+            k, crops, quota = self._counts(tokens, score, pool)
             picked = [self._pick(crop, score[crop], q) for crop, q in zip(crops, quota, strict=True)]
             rows = torch.cat(picked)[:k]
             rows = rows if self.order == "method" else rows.sort().values
             parts.append((pool, torch.nn.functional.pad(rows, (0, k - len(rows)), value=-1)))
         return in_order(tokens, parts)
+
+    def allot(self, tokens: VisualTokens) -> tuple[list[Share], str]:
+        """How many tokens each crop keeps, for another policy to choose."""
+        score, found = self.score(tokens).cpu(), []
+        for pool in self.pools(tokens):
+            _, crops, quota = self._counts(tokens, score, pool)
+            found += [Share(crop.sort().values, min(q, len(crop))) for crop, q in zip(crops, quota, strict=True)]
+        return found, ""
+
+    def _counts(self, tokens: VisualTokens, score: Tensor, pool: slice) -> tuple[int, list[Tensor], list[int]]:
+        """How many tokens a pool keeps, its crops, and how many each of them keeps."""
+        k, crops = self.count(pool.stop - pool.start), self._crops(tokens, pool)
+        quota, order = self.quotas(tokens.hidden, score, crops, k)
+        if "released-zero-pad" not in self._quirks:
+            quota = fill_up(quota, [len(crop) for crop in crops], k, order)
+        return k, crops, quota
 
     def _pick(self, crop: Tensor, score: Tensor, quota: int) -> Tensor:
         """The rows of a crop that are kept, in the order of the method: by falling attention; a whole crop as it is."""

@@ -21,6 +21,7 @@ from torch import Tensor
 from vtprune.blocks.clip_grids import clip_grids
 from vtprune.blocks.component_counts import ComponentCounts
 from vtprune.blocks.components import representatives, similar_components
+from vtprune.blocks.forecast import Forecast, one_cut
 from vtprune.blocks.frame_runs import IMAGES, usual_images
 from vtprune.blocks.resize import plan_matrix
 from vtprune.blocks.threshold import fit_threshold
@@ -51,6 +52,7 @@ class LLaVAScissor:
     needs: ClassVar[frozenset[str]] = frozenset()
     sites: ClassVar[tuple[float, ...]] = (BEFORE_LLM,)
     positions: ClassVar[str] = "compact"
+    exact_count: ClassVar[bool] = False
 
     def __post_init__(self):
         if self.keep_ratio is not None:
@@ -63,6 +65,15 @@ class LLaVAScissor:
     def fitted(self, facts: ModelFacts) -> "LLaVAScissor":
         """Takes over how this kind of model gets videos, where no option says it."""
         return dataclasses.replace(self, images=self.images or usual_images(facts))
+
+    def forecast(self, tokens: VisualTokens) -> Forecast:
+        clips = clip_grids(tokens, self.images or "apart")
+        sizes = [sum(len(grid.rows) for views in clip for grid in views) for clip in clips]
+        return one_cut(self, tokens.site, sizes, len(tokens) - sum(sizes))
+
+    def count(self, n: int) -> int:
+        """How many of the ``n`` tokens of a clip may be left: half rounds to even, at least 1."""
+        return max(1, round(n * self.keep_ratio))
 
     def select(self, tokens: VisualTokens) -> Selection:
         """Every clip by itself."""
@@ -82,7 +93,7 @@ class LLaVAScissor:
         attempt = partial(components_of_video, x, sizes)
         if self.keep_ratio is None:
             return attempt(self.similarity)
-        wanted = max(1, round(len(x) * self.keep_ratio))
+        wanted = self.count(len(x))
         found = attempt(fit_threshold(ComponentCounts(x, sizes), wanted, -1.0, 1.0).similarity)
         # where sums were rounded otherwise than in the count, a component more may be left
         return found if len(found) <= wanted else fit_threshold(attempt, wanted, -1.0, 1.0)

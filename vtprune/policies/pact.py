@@ -15,7 +15,8 @@ import torch
 from torch import Tensor
 
 from vtprune.blocks.bounded_peaks import Bounded, nearest_centre
-from vtprune.blocks.stages import check_layers, fit_layers, is_index
+from vtprune.blocks.forecast import Forecast, one_cut
+from vtprune.blocks.stages import check_layers, fit_layers, is_index, pool_sizes
 from vtprune.policies.base import check_choices, check_ratio, quirks, register, top_rows
 from vtprune.tokens import ModelFacts, Selection, VisualTokens
 
@@ -97,6 +98,9 @@ class PACT:
             return None
         wanted = self.n_keep if self.n_keep is not None else round(n * self.keep_ratio)
         return min(n, max(1, wanted))
+
+    def forecast(self, tokens: VisualTokens) -> Forecast:
+        return one_cut(self, tokens.site, pool_sizes(tokens, self.budget))
 
     def select(self, tokens: VisualTokens) -> Selection:
         """The centres of clusters, and which of them every token is merged into."""

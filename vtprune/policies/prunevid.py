@@ -20,10 +20,11 @@ from torch import Tensor
 
 from vtprune.blocks.assign import Sums, kept
 from vtprune.blocks.cells import share
+from vtprune.blocks.forecast import Forecast, at_ratio
 from vtprune.blocks.peak_segments import peak_segments
 from vtprune.blocks.stages import fit_layers
 from vtprune.blocks.static_windows import always_similar
-from vtprune.blocks.video_frames import other_rows, video_counts, video_frames
+from vtprune.blocks.video_frames import counts_of, other_rows, video_counts, video_frames
 from vtprune.blocks.window_sums import clustered, in_order
 from vtprune.policies.base import check_choices, register, top_rows
 from vtprune.policies.checks import check_index, check_number
@@ -68,6 +69,7 @@ class PruneVid(VideoPolicy):
     order: Literal["original", "static-first"] = "original"
 
     positions: ClassVar[str] = "compact"
+    refits: ClassVar[bool] = True
 
     def __post_init__(self):
         published = self.keep_ratio is None and self.n_keep is None
@@ -97,6 +99,40 @@ class PruneVid(VideoPolicy):
     def _published(self) -> bool:
         return self.keep_ratio is None and self.n_keep is None
 
+    def forecast(self, tokens: VisualTokens) -> Forecast:
+        """Before the LLM as if nothing stood still; inside it, what is left of every video is known."""
+        if tokens.site != BEFORE_LLM:
+            return self._inner_forecast(tokens)
+        videos, _ = video_frames(tokens, self.images or "apart")
+        sizes = [video.numel() for video in videos]
+        rest = len(tokens) - sum(sizes)
+
+        def left(ratio: float) -> dict[float, int]:
+            changed, came = at_ratio(self, ratio), []
+            counts = counts_of(sizes, changed.count, self.budget)
+            for video, k in zip(videos, counts, strict=True):
+                frames, n = video.shape
+                whole = k >= video.numel()
+                came.append(frames * (n if whole else changed._centres(n, changed._clusters(video.numel(), k))))
+            found = {BEFORE_LLM: rest + sum(came)}
+            return found if self.layer is None else {**found, self.layer: rest + sum(map(min, came, counts))}
+
+        return Forecast(left)
+
+    def _inner_forecast(self, tokens: VisualTokens) -> Forecast:
+        memory = tokens.memory.get(_MEMORY, ())
+        sizes = [n for n, _, _ in memory]
+        # a video without groups stays whole
+        alive = [int(torch.isin(tokens.rows, torch.cat(groups)).sum()) if groups else n for n, _, groups in memory]
+        rest = len(tokens) - sum(alive)
+
+        def left(ratio: float) -> dict[float, int]:
+            counts = counts_of(sizes, at_ratio(self, ratio).count, self.budget)
+            kept = [min(n, k) if groups else n for n, k, (_, _, groups) in zip(alive, counts, memory, strict=True)]
+            return {tokens.site: rest + sum(kept)}
+
+        return Forecast(left)
+
     def select(self, tokens: VisualTokens) -> Selection:
         return self._before(tokens) if tokens.site == BEFORE_LLM else self._inside(tokens)
 
@@ -114,11 +150,12 @@ class PruneVid(VideoPolicy):
         for video, k in zip(videos, counts, strict=True):
             if k is not None and k >= video.numel():
                 parts.append(kept(video.flatten()))
+                memory.append((video.numel(), -1, []))
                 continue
             groups = self.merged(tokens.hidden[video], video, self._clusters(video.numel(), k))
             last = -1 if tokens.position is None else int(tokens.position[video.flatten()].max())
             placed = in_order(groups, self.order)
-            memory.append((k, last, [rows[part.place.unique()] for part in placed]))
+            memory.append((video.numel(), last, [rows[part.place.unique()] for part in placed]))
             parts += placed
         return self.answer(tokens, parts, "; ".join(notes))
 
@@ -146,9 +183,11 @@ class PruneVid(VideoPolicy):
 
     def _group(self, rows: Tensor, x: Tensor, clusters: float) -> Sums:
         """(W, m) rows of the same places in W frames."""
-        m = rows.shape[1]
-        k = m if m <= self.few else max(1, int(m * clusters + 1e-9))
-        return clustered(rows, x, k, self.neighbours)
+        return clustered(rows, x, self._centres(rows.shape[1], clusters), self.neighbours)
+
+    def _centres(self, m: int, clusters: float) -> int:
+        """How many clusters are made of ``m`` places."""
+        return m if m <= self.few else max(1, int(m * clusters + 1e-9))
 
     # ---- inside the LLM
 
@@ -156,16 +195,19 @@ class PruneVid(VideoPolicy):
         device, n = tokens.hidden.device, len(tokens)
         living = torch.arange(n, device=device) if tokens.rows is None else tokens.rows
         alive = torch.ones(n, dtype=torch.bool, device=device)
-        for wanted, last, groups in tokens.memory.get(_MEMORY, ()):
+        memory = tokens.memory.get(_MEMORY, ())
+        sizes = [n for n, _, _ in memory]
+        counts = [None] * len(sizes) if self._published else counts_of(sizes, self.count, self.budget)
+        for (_, last, groups), wanted in zip(memory, counts, strict=True):
             groups = [torch.isin(living, group.to(device)).nonzero().flatten() for group in groups]
             groups = [group for group in groups if len(group)]
             sizes = [len(group) for group in groups]
             if wanted is None:
-                counts = [max(self.fewest, int(size * self.inner_keep + 1e-9)) for size in sizes]
+                shares = [max(self.fewest, int(size * self.inner_keep + 1e-9)) for size in sizes]
             else:
-                counts = share(sizes, min(wanted, sum(sizes)))
+                shares = share(sizes, min(wanted, sum(sizes)))
             score = self._looked_at(tokens, last)
-            for group, k in zip(groups, counts, strict=True):
+            for group, k in zip(groups, shares, strict=True):
                 alive[group] = False
                 alive[group[top_rows(score[group], k)]] = True
         if not bool(alive.any()):

@@ -13,7 +13,8 @@ from typing import ClassVar, Literal
 
 import torch
 
-from vtprune.blocks.stages import check_falling, check_layers, fit_layers, follow, pools, stages_at
+from vtprune.blocks.forecast import Forecast, staged
+from vtprune.blocks.stages import check_falling, check_layers, fit_layers, follow, pool_sizes, pools, stages_at
 from vtprune.policies.base import check_choices, check_ratio, register, top_rows
 from vtprune.tokens import ModelFacts, Selection, VisualTokens
 
@@ -60,12 +61,19 @@ class PyramidDrop:
         """The stages at the same fractions of this model's depth; of stages that fall together the last holds."""
         return replace(self, layers=fit_layers(self.layers, self.of, facts.depth), of=facts.depth)
 
+    def left_at(self, site: float, living: int, size: int) -> int:
+        """How many of the ``living`` tokens of a pool that had ``size`` stay at a site."""
+        ratio = follow(self.keep_ratios, self.keep_ratio)[stages_at(self.layers, site)[-1]]
+        return max(1, min(living, int(size * ratio)))
+
+    def forecast(self, tokens: VisualTokens) -> Forecast:
+        return staged(self, self.sites, pool_sizes(tokens, self.budget), PyramidDrop.left_at)
+
     def select(self, tokens: VisualTokens) -> Selection:
         """The best rows of every pool, by what remains of its original count at this stage."""
-        ratio = follow(self.keep_ratios, self.keep_ratio)[stages_at(self.layers, tokens.site)[-1]]
         keep = []
         for pool in pools(tokens, self.budget):
-            k = max(1, min(pool.size, int(pool.count * ratio)))
+            k = self.left_at(tokens.site, pool.size, pool.count)
             if k == pool.size:
                 # nothing is looked at for a pool that stays whole
                 rows = torch.arange(k, device=tokens.hidden.device)

@@ -22,10 +22,12 @@ import torch
 from torch import Tensor
 
 from vtprune.blocks.cells import share
+from vtprune.blocks.forecast import Forecast, at_ratio
 from vtprune.blocks.frame_budget import even_budgets, frame_budgets, frame_weights
 from vtprune.blocks.frame_grid import checked_scores, frame_grids, given_scores, split_scores
 from vtprune.blocks.frame_rows import Part, merged_rows, new_rows, resize_frames
 from vtprune.blocks.resize import LINES, MERGING, MODES, resized_length
+from vtprune.blocks.share import Share
 from vtprune.policies.base import ScorePolicy, check_choices, register
 from vtprune.tokens import ModelFacts, Segment, Selection, VisualTokens
 
@@ -135,6 +137,19 @@ class QuoTA(ScorePolicy):
         """Decides ``in_place`` by the kind of positions."""
         return self if self.in_place is not None else dataclasses.replace(self, in_place=not facts.line_positions)
 
+    def forecast(self, tokens: VisualTokens) -> Forecast:
+        """What the resized frames come to; scores are asked for once."""
+        clips = self._clips(tokens)
+
+        def left(ratio: float) -> dict[float, int]:
+            changed, total = at_ratio(self, ratio), 0
+            for clip in clips:
+                budgets = zip(clip.frames, changed._budgets(clip, []), strict=True)
+                total += sum(changed._length(frame, n) for frame, n in budgets)
+            return {tokens.site: total}
+
+        return Forecast(left)
+
     def select(self, tokens: VisualTokens) -> Selection:
         """The resized frames of every clip."""
         notes = [AS_FRAMES] if self.budget != "prompt" and self._as_frames(tokens) else []
@@ -147,6 +162,28 @@ class QuoTA(ScorePolicy):
         newline = self._newline(tokens) if self.newlines else None
         made = [new_rows(some, clip.span, newline) for clip, some in zip(clips, drawn, strict=True)]
         return Selection(torch.cat([rows for rows, _ in made]), values=torch.cat([x for _, x in made]), note=note)
+
+    def allot(self, tokens: VisualTokens) -> tuple[list[Share], str]:
+        """How many tokens each frame keeps, for another policy to choose. Raises ValueError for unpooled features."""
+        if self.features != "pooled":
+            raise ValueError(
+                f"features={self.features!r} makes new tokens of every frame, of which no other policy can choose; use "
+                "features='pooled'"
+            )
+        notes, found = [AS_FRAMES] if self.budget != "prompt" and self._as_frames(tokens) else [], []
+        for clip in self._clips(tokens):
+            budgets = self._shares(clip.sizes, self._usable(clip, notes), self.count(clip.n))
+            rows = [torch.cat([part.rows for part in frame]).sort().values.cpu() for frame in clip.frames]
+            found += [Share(some, k) for some, k in zip(rows, budgets, strict=True)]
+        return found, "; ".join(dict.fromkeys(notes))
+
+    def _usable(self, clip: Clip, notes: list[str]) -> Tensor | None:
+        """The scores of a clip's frames; None, with a note, where they tell nothing."""
+        if clip.scores is not None and bool(clip.scores.any()):
+            return clip.scores
+        if len(clip.frames) > 1:
+            notes.append(NO_SCORES if clip.scores is None else ALL_ZERO)
+        return None
 
     def _as_frames(self, tokens: VisualTokens) -> bool:
         """Whether all images share one budget, by the option or because scores of them would have no effect else."""
@@ -186,12 +223,9 @@ class QuoTA(ScorePolicy):
 
     def _budgets(self, clip: Clip, notes: list[str]) -> list[int]:
         """Tokens of every frame; lowered together until what they make fits the rows of the clip."""
-        room, sizes, scores = clip.span.stop - clip.span.start, clip.sizes, clip.scores
+        room, sizes, scores = clip.span.stop - clip.span.start, clip.sizes, self._usable(clip, notes)
         total = self.count(clip.n)
         wanted = self.n_keep if self.n_keep and self.features == "unpooled" else total
-        if len(sizes) > 1 and (scores is None or not bool(scores.any())):
-            notes.append(NO_SCORES if scores is None else ALL_ZERO)
-            scores = None
         while True:
             budgets = self._shares(sizes, scores, total)
             used = sum(self._length(frame, n) for frame, n in zip(clip.frames, budgets, strict=True))

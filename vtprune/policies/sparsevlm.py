@@ -15,14 +15,15 @@ image. There that number turns negative far away, and the score with it; here it
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Literal, NamedTuple
+from typing import ClassVar, Literal, NamedTuple
 
 import torch
 from torch import Tensor
 
+from vtprune.blocks.forecast import Forecast, staged
 from vtprune.blocks.peak_clusters import peak_clusters
 from vtprune.blocks.raters import raters
-from vtprune.blocks.stages import Pool, between, check_layers, fit_layers, is_index, pools, stages_at
+from vtprune.blocks.stages import Pool, between, check_layers, fit_layers, is_index, pool_sizes, pools, stages_at
 from vtprune.policies.base import check_choices, check_ratio, quirks, register
 from vtprune.tokens import BEFORE_LLM, ModelFacts, Selection, VisualTokens
 from vtprune_kernels.merge import merge_tokens
@@ -86,6 +87,8 @@ class SparseVLM:
     least_prior: float = 1.0
     budget: Literal["segment", "prompt"] = "segment"
     compat: str = ""
+
+    keep_ratio_is: ClassVar[str] = "published"
 
     def __post_init__(self):
         versions = {"version": ("1", "plus")}
@@ -163,6 +166,21 @@ class SparseVLM:
             before += len(part.rows)
         return (_at_centres if self.place == "centre" else _at_the_end)(tokens, Part(rows, torch.cat(owner)))
 
+    def forecast(self, tokens: VisualTokens) -> Forecast:
+        """Nothing goes before the LLM; at the stages what is kept and what the merged ones become."""
+
+        def kept(policy: SparseVLM, site: float, living: int, size: int) -> int:
+            k = policy.count(Pool(slice(0, living), size, -1), stages_at(policy.layers, site)[-1])
+            return k + policy.clusters(living - k)[1]
+
+        sites = tuple(dict.fromkeys(self.layers))
+        return staged(self, sites, pool_sizes(tokens, self.budget), kept)
+
+    def clusters(self, dropped: int) -> tuple[int, int]:
+        """How many of the tokens that a pool drops are merged, and into how many."""
+        n = int(self.recycled * dropped) + 1 if self.recycled and dropped else 0
+        return n, min(n, n // self.per_cluster + 1)
+
     def count(self, pool: Pool, stage: int) -> int:
         """How many of a pool's living tokens a stage keeps as they are, 1 or more."""
         if self.n_keeps is not None:
@@ -186,9 +204,8 @@ class SparseVLM:
     def _part(self, tokens: VisualTokens, pool: Pool, k: int, score: Tensor) -> Part:
         ranked = score.sort(descending=True, stable=True).indices
         kept, dropped = ranked[:k].sort().values, ranked[k:]
-        n_recycled = int(self.recycled * len(dropped)) + 1 if self.recycled and len(dropped) else 0
+        n_recycled, c = self.clusters(len(dropped))
         rest = dropped[:n_recycled]
-        c = min(n_recycled, n_recycled // self.per_cluster + 1)
         ties = "highest" if "released-tie-order" in self._quirks else "lowest"
         centres, label = peak_clusters(tokens.hidden[pool.rows][rest], c, max(1, c), ties)
         owner = torch.full_like(ranked, -1)

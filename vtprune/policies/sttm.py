@@ -16,6 +16,7 @@ from typing import ClassVar, Literal
 import torch
 
 from vtprune.blocks.clip_grids import clip_grids
+from vtprune.blocks.forecast import Forecast, one_cut
 from vtprune.blocks.frame_grid import Grid
 from vtprune.blocks.frame_runs import IMAGES, usual_images
 from vtprune.blocks.grouping import Groups, group_selection, joined
@@ -66,6 +67,7 @@ class STTM:
 
     needs: ClassVar[frozenset[str]] = frozenset()
     positions: ClassVar[str] = "compact"
+    exact_count: ClassVar[bool] = False
 
     def __post_init__(self):
         if self.keep_ratio is not None:
@@ -89,6 +91,15 @@ class STTM:
         """Takes over how this kind of model gets videos, where no option says it."""
         return dataclasses.replace(self, images=self.images or usual_images(facts))
 
+    def forecast(self, tokens: VisualTokens) -> Forecast:
+        clips = clip_grids(tokens, self.images or "apart")
+        sizes = [sum(len(grid.rows) for views in clip for grid in views) for clip in clips]
+        return one_cut(self, tokens.site, sizes, len(tokens) - sum(sizes))
+
+    def count(self, n: int) -> int:
+        """How many of the ``n`` tokens of a clip may be left: half rounds to even, at least 1."""
+        return max(1, round(n * self.keep_ratio))
+
     def select(self, tokens: VisualTokens) -> Selection:
         """Every clip by itself."""
         if self.keep_ratio == 1:
@@ -100,7 +111,7 @@ class STTM:
             if self.keep_ratio is None:
                 groups = cut(self.spatial, self.temporal)
             else:
-                wanted = max(1, round(len(rows) * self.keep_ratio))
+                wanted = self.count(len(rows))
                 groups = fit_threshold(cut.on_the_way, wanted, -1.0, 2.0)
                 note = ROOTS_ONLY if len(groups) > wanted else note
             parts.append((rows, groups))

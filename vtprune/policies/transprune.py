@@ -17,6 +17,8 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from vtprune.blocks.forecast import Forecast, staged
+from vtprune.blocks.stages import pool_sizes
 from vtprune.policies.base import check_choices, check_ratio, register, top_rows
 from vtprune.tokens import ModelFacts, Selection, VisualTokens
 
@@ -121,12 +123,19 @@ class TransPrune:
         # a power keeps 1 where it is and takes the last ratio to the wanted one
         return ratio ** (math.log(self.keep_ratio) / math.log(last))
 
+    def left_at(self, site: float, living: int, size: int) -> int:
+        """How many of the ``living`` tokens of a pool that had ``size`` stay at a site."""
+        return max(1, min(living, int(size * self.kept_at(self.layers.index(site)))))
+
+    def forecast(self, tokens: VisualTokens) -> Forecast:
+        return staged(self, self.sites, pool_sizes(tokens, self.budget), TransPrune.left_at)
+
     def select(self, tokens: VisualTokens) -> Selection:
         """The best rows of every pool, by what remains of its original count at this stage."""
-        ratio, keep = self.kept_at(self.layers.index(tokens.site)), []
+        keep = []
         for pool, (count, end) in self._pools(tokens):
             n = pool.stop - pool.start
-            k = max(1, min(n, int(count * ratio)))
+            k = self.left_at(tokens.site, n, count)
             # nothing is looked at for a pool that stays whole
             rows = top_rows(self.score(tokens, pool, end), k) if k < n else torch.arange(n, device=tokens.hidden.device)
             keep.append(pool.start + rows)

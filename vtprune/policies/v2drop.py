@@ -17,7 +17,8 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor
 
-from vtprune.blocks.stages import Pool, check_layers, fit_layers, pools, stages_at, with_layer_mean
+from vtprune.blocks.forecast import Forecast, staged
+from vtprune.blocks.stages import Pool, check_layers, fit_layers, pool_sizes, pools, stages_at, with_layer_mean
 from vtprune.policies.base import check_choices, check_ratio, register, top_rows
 from vtprune.tokens import ModelFacts, Selection, VisualTokens
 
@@ -52,6 +53,7 @@ class V2Drop:
 
     needs: ClassVar[frozenset[str]] = frozenset()
     exact_count: ClassVar[bool] = False
+    keep_ratio_is: ClassVar[str] = "layers"
 
     def __post_init__(self):
         check_choices(self, {"budget": ("segment", "prompt")})
@@ -84,6 +86,14 @@ class V2Drop:
         if layers is None:
             layers, ratios, of = QWEN if facts.model_type.startswith("qwen") else LLAVA
         return replace(self, layers=fit_layers(layers, of, facts.depth), keep_ratios=ratios, of=facts.depth)
+
+    def forecast(self, tokens: VisualTokens) -> Forecast:
+        layers = self._schedule[0]
+
+        def kept(policy: V2Drop, site: float, living: int, size: int) -> int:
+            return policy.count(Pool(slice(0, living), size, -1), stages_at(layers, site))
+
+        return staged(self, tuple(dict.fromkeys(layers)), pool_sizes(tokens, self.budget), kept)
 
     def select(self, tokens: VisualTokens) -> Selection:
         """The rows of every pool that changed most; before other layers all, with their hidden states remembered."""

@@ -18,8 +18,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from vtprune.blocks.assign import Sums, kept
+from vtprune.blocks.share import Share, split_rows
+from vtprune.blocks.video_frames import video_counts, video_frames
 from vtprune.policies.base import register
-from vtprune.policies.video_base import VideoPolicy
+from vtprune.policies.video_base import NO_VIDEO, VideoPolicy
 from vtprune.tokens import VisualTokens
 
 WIDTHS = (0.125, 0.25, 0.5, 1.0, 2.0)
@@ -45,6 +47,20 @@ class VidCom2(VideoPolicy):
         # the decimals that were written, not the binary number next to them
         wanted = self.n_keep if self.n_keep is not None else int(n * Decimal(str(float(self.keep_ratio))))
         return min(n, max(1, wanted))
+
+    def most(self, frames: int, n: int, k: int) -> int:
+        return min(frames * n, max(k, frames))
+
+    def allot(self, tokens: VisualTokens) -> tuple[list[Share], str]:
+        """How many tokens each frame keeps, for another policy to choose; images are left whole."""
+        videos, notes = video_frames(tokens, self.images or "apart")
+        found = []
+        for video, k in zip(videos, video_counts(videos, self.count, self.budget), strict=True):
+            if k < video.numel():
+                [sums] = self.prune(tokens, video, k)
+                # tokens of a frame ascend, but for the order in which a family lists its places
+                found += split_rows(video.sort(1).values.flatten(), sums.place, len(video))
+        return found, "; ".join(notes) if videos else NO_VIDEO.format(type(self).__name__)
 
     def prune(self, tokens: VisualTokens, video: Tensor, k: int) -> Sequence[Sums]:
         x = tokens.hidden[video.flatten()]

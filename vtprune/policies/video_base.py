@@ -8,6 +8,7 @@ from typing import ClassVar, Literal
 from torch import Tensor
 
 from vtprune.blocks.assign import Sums, kept, merge_matrix
+from vtprune.blocks.forecast import Forecast, at_ratio
 from vtprune.blocks.frame_runs import IMAGES, usual_images
 from vtprune.blocks.video_frames import other_rows, video_counts, video_frames
 from vtprune.policies.base import ScorePolicy, check_choices, quirks
@@ -56,6 +57,22 @@ class VideoPolicy(ScorePolicy):
     def share(self, video: Tensor, k: int) -> float:
         """The fraction of a video's tokens to keep: as it was given, or what ``k`` is of them."""
         return self.keep_ratio if self.n_keep is None else k / video.numel()
+
+    def forecast(self, tokens: VisualTokens) -> Forecast:
+        """The count of every video; images are whole."""
+        videos, _ = video_frames(tokens, self.images or "apart")
+        rest = len(tokens) - sum(video.numel() for video in videos)
+
+        def left(ratio: float) -> dict[float, int]:
+            changed = at_ratio(self, ratio)
+            counts = video_counts(videos, changed.count, self.budget)
+            return {tokens.site: rest + sum(changed.most(*video.shape, k) for video, k in zip(videos, counts))}
+
+        return Forecast(left)
+
+    def most(self, frames: int, n: int, k: int) -> int:
+        """How many tokens a video of so many frames of ``n`` is left with, when ``k`` are asked for."""
+        return min(frames * n, k)
 
     def select(self, tokens: VisualTokens) -> Selection:
         videos, notes = video_frames(tokens, self.images or "apart")
