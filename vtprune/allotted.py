@@ -20,7 +20,7 @@ class Allotted:
     """Shares tokens out by one policy, and has another one choose them, in every frame or crop by itself.
 
     budget: a policy with ``allot``, which says how many tokens each frame or view of a sample keeps. Its own way to
-            choose or to resize tokens is not used. What it allots nothing to and leaves whole stays whole.
+            choose or to resize tokens is not used, nor are its positions. What it does not speak of stays whole.
     policy: chooses them, at one site, where the budget is asked too; its own keep_ratio or n_keep is not used.
 
     Each frame is a sample of its own with ``n_keep``: likeness, coverage and merging stay inside it. Raises ValueError
@@ -53,12 +53,12 @@ class Allotted:
 
     @property
     def positions(self) -> str:
-        found = {getattr(policy, "positions", "original") for policy in (self.budget, self.policy)}
-        return "compact" if "compact" in found else "original"
+        return getattr(self.policy, "positions", "original")
 
     @property
     def notes(self) -> tuple[str, ...]:
-        return (*getattr(self.budget, "notes", ()), *getattr(self.policy, "notes", ()))
+        of_budget = getattr(self.budget, "allot_notes", getattr(self.budget, "notes", ()))
+        return (*of_budget, *getattr(self.policy, "notes", ()))
 
     @property
     def keep_ratio(self) -> float | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
@@ -73,13 +74,18 @@ class AtFlops:
         check_ratio(self.keep_ratio) if self.keep_flops is None else _check_flops(self.keep_flops)
         for stage in self.stages:
             _check_stage(stage)
-        depth, halves = (self.facts.depth, self.facts.halves) if self.facts else (0, ())
-        self._served = Served.of(self.sites, depth, halves)
+        if self.facts is not None:
+            self._served = Served.of(self.sites, self.facts.depth, self.facts.halves)
+            self._count = flops.decoder_counter(self.facts.decoder)
+
+    def __repr__(self) -> str:
+        wanted = f"keep_flops={self.keep_flops}" if self.keep_ratio is None else f"keep_ratio={self.keep_ratio}"
+        return f"AtFlops({uncounted(self.policy)}, {wanted})"
 
     def fitted(self, facts: ModelFacts) -> AtFlops:
         """The policy fitted to the model. Raises NotImplementedError for a decoder whose FLOPs are not known."""
         try:
-            flops.decoder_flops(facts.decoder, [1] * facts.depth)
+            flops.decoder_counter(facts.decoder)
         except (ValueError, NotImplementedError) as error:
             raise NotImplementedError(
                 f"a FLOPs budget cannot be met in this {facts.model_type}: {error}. Give keep_ratio without "
@@ -186,7 +192,7 @@ class AtFlops:
         return self._cost(self._served.lengths(state.visual, state.others, left))
 
     def _cost(self, lengths: list[flops.Length]) -> int:
-        return flops.decoder_flops(self.facts.decoder, lengths).total_causal
+        return self._count(lengths).total_causal
 
     def _made(self, state: _State) -> Policy:
         """The policy in which every stage has the keep_ratio that was found so far."""
@@ -201,6 +207,11 @@ def patches(tokens: VisualTokens) -> list[int]:
         return [len(segment) for segment in tokens.segments]
     views = tokens.coords[:, 0].cpu()
     return [int((views[s.span] >= 0).sum()) if s.grids else len(s) for s in tokens.segments]
+
+
+def uncounted(policy: Policy) -> str:
+    """A policy in a line, without how much it keeps."""
+    return re.sub(r"\b(?:keep_ratio|n_keep)=[\w.]+(?:, )?", "", repr(policy))
 
 
 def _name(policy: Policy) -> str:

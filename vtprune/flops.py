@@ -1,7 +1,7 @@
 """What a prompt costs the decoder, from its config: FLOPs, bytes of keys and values, and FastV's figure."""
 
 import operator
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -78,19 +78,38 @@ def decoder_flops(
                   attention of unknown models, for shared attention, for per-layer inputs, and for linear layers, except
                   those of ``flops_linear.KNOWN``.
     """
+    return decoder_counter(text_config, mlp_matrices=mlp_matrices)(lengths, past)
+
+
+def decoder_counter(
+    text_config: Any, *, mlp_matrices: int | None = None
+) -> Callable[[Sequence[Length], Sequence[int] | None], Flops]:
+    """``decoder_flops`` of one config, for whoever asks for many lengths. Raises as that does."""
     if flops_linear.is_hybrid(text_config):
-        layers = text_config.num_hidden_layers
+        return _hybrid_counter(text_config)
+    sizes = sizes_of(text_config, mlp_matrices)
+    nothing, both = (0,) * sizes.layers, sizes.queries + sizes.values
+
+    def count(lengths: Sequence[Length], past: Sequence[int] | None = None) -> Flops:
+        pairs = _pairs(lengths, sizes.layers)
+        before = nothing if past is None else [n for n, _ in _pairs(past, sizes.layers)]
+        linear = sum(sizes.token * n + mlp * m for (n, m), mlp in zip(pairs, sizes.mlp, strict=True))
+        linear += sum(sizes.key * (p + n) for (n, _), p in zip(pairs, before, strict=True))
+        scores = sum(n * (p + n) for (n, _), p in zip(pairs, before, strict=True))
+        allowed = sum(n * p + n * (n + 1) // 2 for (n, _), p in zip(pairs, before, strict=True))
+        return Flops(2 * linear, 2 * both * scores, 2 * both * allowed)
+
+    return count
+
+
+def _hybrid_counter(text_config: Any) -> Callable[[Sequence[Length], Sequence[int] | None], Flops]:
+    layers = text_config.num_hidden_layers
+
+    def count(lengths: Sequence[Length], past: Sequence[int] | None = None) -> Flops:
         pairs, held = _pairs(lengths, layers), [n for n, _ in _pairs([0] * layers if past is None else past, layers)]
         return flops_linear.hybrid_flops(text_config, pairs, held, decoder_flops)
-    sizes = sizes_of(text_config, mlp_matrices)
-    pairs = _pairs(lengths, sizes.layers)
-    before = [n for n, _ in _pairs([0] * sizes.layers if past is None else past, sizes.layers)]
-    linear = sum(sizes.token * n + mlp * m for (n, m), mlp in zip(pairs, sizes.mlp, strict=True))
-    linear += sum(sizes.key * (p + n) for (n, _), p in zip(pairs, before, strict=True))
-    scores = sum(n * (p + n) for (n, _), p in zip(pairs, before, strict=True))
-    allowed = sum(n * p + n * (n + 1) // 2 for (n, _), p in zip(pairs, before, strict=True))
-    both = sizes.queries + sizes.values
-    return Flops(2 * linear, 2 * both * scores, 2 * both * allowed)
+
+    return count
 
 
 def decode_flops(text_config: Any, lengths: Sequence[Length], steps: int, *, mlp_matrices: int | None = None) -> Flops:

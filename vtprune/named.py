@@ -17,17 +17,18 @@ HOW_MANY = ("keep_ratio", "n_keep", "keep_flops")
 SPLITS = ("flops", "even")
 
 
-def named_policy(name: str, options: dict) -> Policy:
+def named_policy(name: str, options: dict, by_flops: bool = False) -> Policy:
     """The registered policy ``name`` with ``options``. Raises ValueError that suggests the name or option meant.
 
     Names with ">>" between them are stages, which share ``keep_ratio`` by ``split``: "flops", the default, is
     ``budget="flops"``, and every stage saves equally many; "even" has every stage keep an equal share of what it sees;
-    or a ratio for each, instead of keep_ratio.
+    or a ratio for each, instead of keep_ratio. by_flops: is ``budget="flops"`` where the policy's own ``budget`` is an
+    option too.
     """
     options = dict(options)
-    keep_flops, by_flops = options.pop("keep_flops", None), options.get("budget") == "flops"
-    if by_flops:
-        del options["budget"]
+    keep_flops = options.pop("keep_flops", None)
+    if options.get("budget") == "flops":
+        by_flops = options.pop("budget") == "flops"
     if keep_flops is None and not by_flops:
         return _in_a_row(name, options) if ARROW in name else _registered(name, options)
     given = [option for option in HOW_MANY if options.get(option) is not None]

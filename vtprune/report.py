@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from torch import Tensor, nn
 
 from vtprune import flops
+from vtprune.achieved import Achieved, asked_of, in_words
 from vtprune.flops_vision import vision_flops
 from vtprune.kept import Kept, kept_of
 from vtprune.layer_sizes import has_experts
@@ -151,6 +152,30 @@ class Report:
             return 0.0
         lengths = [sum(n) / 2 if isinstance(n, tuple) else n for n in self.last.lengths[sample]]
         return sum(lengths) / len(lengths) - self._others(sample)
+
+    def achieved(self, sample: int = 0) -> Achieved:
+        """What was kept of a sample in the last prefill, beside what was asked; raises ValueError before the first."""
+        if not self.last:
+            raise ValueError("nothing was pruned yet; call model.generate(...) with an image or a video first")
+        asked, counts = asked_of(self.policy)
+        (before, after), lengths = self.tokens[sample], self.last.lengths[sample]
+        entering = [(n[0] if isinstance(n, tuple) else n) - self._others(sample) for n in lengths]
+        spent = self.layer_flops(sample)
+        return Achieved(
+            asked,
+            counts,
+            final=after / before if before else 1.0,
+            layers=sum(entering) / len(entering) / before if before else 1.0,
+            flops=spent and spent[0] / spent[1],
+        )
+
+    def layer_flops(self, sample: int = 0) -> tuple[int, int] | None:
+        """FLOPs of the decoder's layers in a sample's last prefill, causal: (pruned, unpruned); None if not known."""
+        both = self.last.lengths[sample], self._full()[sample]
+        try:
+            return tuple(flops.decoder_flops(self._text_config, lengths).total_causal for lengths in both)
+        except NotImplementedError:
+            return None
 
     def _others(self, sample: int) -> int:
         """Tokens of a sample's prompt that are not offered to policies."""
@@ -309,6 +334,7 @@ class Report:
         for record in self.sites:
             counts = ", ".join(f"{n} -> {k}" for n, k in zip(record.before, record.after, strict=True))
             lines.append(f"  {site_name(record.site)}: {counts} visual tokens, {record.milliseconds:.1f} ms")
+        lines.append(f"  {in_words([self.achieved(b) for b in range(len(self.tokens))])}")
         lines += [f"  {note}" for note in self.notes]
         return "\n".join([*lines, *self._costs()])
 

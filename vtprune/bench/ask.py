@@ -53,6 +53,7 @@ class Said:
 
     raw:    the answer. new_tokens: how many. logits: (V,) float32 of the first of them, on the CPU.
     before, after, layers, kept: visual tokens offered, left after the last site, seen by a layer on average, by site.
+    flops:  of the decoder's layers in the prefill, attention over the allowed pairs; None where that is not known.
     sites, rows: where the policy acted, and the rows that it kept there.
     kv:     bytes of the BATCH's cache after the prefill, pads included: measured, predicted from the kept counts,
             predicted unpruned; None without visuals.
@@ -66,6 +67,7 @@ class Said:
     after: int = 0
     layers: float = 0.0
     kept: Mapping[str, list[int]] = field(default_factory=dict)
+    flops: int | None = None
     sites: tuple[float, ...] = ()
     rows: tuple[Tensor, ...] = ()
     kv: tuple[int, int, int] | None = None
@@ -161,5 +163,6 @@ def counted(report: Report, size: int) -> list[dict[str, Any]]:
         kept = {site_name(record.site): [record.before[b], record.after[b]] for record in report.sites}
         rows = tuple(record.kept[b] for record in report.sites)
         counts = {"before": before, "after": after, "layers": report.layer_mean(b), "kept": kept}
-        found.append({**notes, **counts, "sites": sites, "rows": rows, "kv": kv})
+        spent = report.layer_flops(b)
+        found.append({**notes, **counts, "flops": spent and spent[0], "sites": sites, "rows": rows, "kv": kv})
     return found

@@ -31,6 +31,7 @@ SEEDS = 3
 """Draws of random tokens."""
 
 POSITIONS = ("original", "compact")
+BY_FLOPS = "budget=flops"
 
 
 @dataclass(frozen=True)
@@ -40,6 +41,11 @@ class Named:
     name: str
     options: tuple[str, ...] = ()
     positions: str | None = None
+
+    @property
+    def is_control(self) -> bool:
+        """Whether naming it is asking for a control."""
+        return self.name in (*KNOW_NOTHING, "none") and not self.options and not self.positions
 
     def make(self, keep_ratio: float) -> Any:
         """The policy at a ratio. Raises ValueError for what it refuses."""
@@ -102,22 +108,26 @@ def choose_conditions(
     *,
     clips: bool = True,
     seed: int = 0,
+    by_flops: bool = False,
 ) -> tuple[list[Condition], list[str]]:
     """The conditions of a run, "full" first; at ratio 1 every policy keeps everything, so "full" stands for it.
 
     policies: texts. clips: whether a task asks about clips, which can have fewer frames. seed: of the first draw of
-    random tokens; the next ones have the next seeds.
+    random tokens; the next ones have the next seeds. by_flops: gives every policy, controls aside, the FLOPs that the
+    ratio's visual tokens cost in all layers, which is what the controls cost as they are.
     Beside them, sentences about the policies that are not asked at some of the ratios because they refuse them.
     Raises UserError for a policy that is unknown, named twice, or refuses an option or all ratios.
     """
     ratios = [ratio for ratio in keep_ratios if ratio < 1]
+    if by_flops:
+        policies = [text if read_policy(text).is_control else f"{text}:{BY_FLOPS}" for text in policies]
     named = [one for one in map(read_policy, policies) if one.name != "none"]
     refused = _check(policies, ratios or [0.5])
     found = [Condition("full")]
     found += [Condition(kind) for kind in ("blind", "other") if kind in controls]
     # a control that is asked for by name, as a policy, is that control
-    plain = {one.name for one in named if one.name in KNOW_NOTHING and not one.options and not one.positions}
-    judged = [one for one in named if not (one.name in plain and not one.options and not one.positions)]
+    plain = {one.name for one in named if one.is_control}
+    judged = [one for one in named if not one.is_control]
     for ratio in ratios:
         for kind in KNOW_NOTHING:
             if kind in controls or kind in plain:

@@ -9,10 +9,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from vtprune.at_flops import AtFlops
 from vtprune.bench.condition import Condition
 from vtprune.bench.views import Shown
 from vtprune.models import Loaded, load
 from vtprune.policies.base import POLICIES
+from vtprune.then import ARROW, Then
 
 SELF = "self"
 """The scorer that is the model itself."""
@@ -20,9 +22,13 @@ SELF = "self"
 
 def wants_scores(condition: Condition) -> bool:
     """Whether a condition's policy goes by frame scores that its options cannot hold."""
-    policy = POLICIES.get(condition.policy)  # None: several in a row
-    fields = {field.name for field in dataclasses.fields(policy)} if dataclasses.is_dataclass(policy) else set()
-    return condition.kind == "policy" and "frame_scores" in fields
+    policies = [POLICIES.get(name.strip()) for name in condition.policy.split(ARROW)]
+    return condition.kind == "policy" and any(map(_goes_by_scores, policies))
+
+
+def _goes_by_scores(policy: Any) -> bool:
+    """Of a policy or a class of policies."""
+    return dataclasses.is_dataclass(policy) and "frame_scores" in {field.name for field in dataclasses.fields(policy)}
 
 
 class FrameScores:
@@ -54,7 +60,16 @@ def _scorer(loaded: Loaded) -> Any:
 
 
 def scored(policy: Any, scores: Sequence[Tensor]) -> Any:
-    """The policy with the scores of one prompt's clips; as it is where there are none."""
+    """The policy with the scores of one prompt's clips; as it is where there are none, or where it has no use for any.
+
+    Of policies in a row, and of one at a FLOPs budget, those inside get them.
+    """
     if not scores:
+        return policy
+    if isinstance(policy, Then):
+        return Then(*(scored(stage, scores) for stage in policy.stages))
+    if isinstance(policy, AtFlops):
+        return dataclasses.replace(policy, policy=scored(policy.policy, scores))
+    if not _goes_by_scores(policy):
         return policy
     return dataclasses.replace(policy, frame_scores=scores[0] if len(scores) == 1 else tuple(scores))

@@ -8,7 +8,7 @@ from typing import Any
 from vtprune.bench.break_even import break_even
 from vtprune.bench.document import Cell, Table, Tone, between, p_value, per_cent, signed
 from vtprune.bench.series import CONTROLS
-from vtprune.bench.usage import PHASES
+from vtprune.bench.usage import PHASES, SHARES
 
 Row = Mapping[str, Any]
 TONES: Mapping[str, Tone] = {"better": "good", "worse": "bad"}
@@ -103,7 +103,7 @@ def _place(name: str, task: Row) -> str:
 def use_table(task: Row) -> Table:
     """Visual tokens, seconds, and what shows that a row pruned."""
     rows, lines = parts(task)
-    columns = ["row", "offered", "kept", "kept, %", "mean over layers, %", "read, s", "inputs, s"]
+    columns = ["row", "offered", "kept", "kept, %", "mean over layers, %", "decoder FLOPs, %", "read, s", "inputs, s"]
     return Table(
         [*columns, "vision, s", "answer, s", "select, s", "gate"],
         [_use(*pair, task) for pair in rows],
@@ -115,7 +115,7 @@ def use_table(task: Row) -> Table:
 def _use(name: str, row: Row, task: Row) -> list[Cell]:
     used, spent = row["tokens"], row["seconds"]
     tokens = [Cell("" if used[part] is None else f"{used[part]:,.1f}") for part in ("offered", "after")]
-    shares = [Cell(per_cent(used[part])) for part in ("kept_share", "layer_share")]
+    shares = [Cell(per_cent(used.get(part))) for part in SHARES]
     times = [Cell(f"{spent[part]:.3f}" if part in spent else "") for part in PHASES]
     gate = row["gate"]
     words = Cell("") if gate is None else Cell(gate["reason"], "quiet" if gate["passed"] else "bad")

@@ -8,6 +8,7 @@ from typing import Any
 
 from vtprune.bench.sheet import Answers, Column
 
+SHARES = ("kept_share", "layer_share", "flops_share")
 PHASES = ("read", "inputs", "vision", "answer", "select")
 
 
@@ -29,13 +30,14 @@ def behaviour(column: Column) -> dict[str, Any]:
 def tokens(column: Column, full: Column | None) -> dict[str, Any]:
     """Visual tokens of a row, mean over its answers, and as shares of what the full model sees of the same questions.
 
-    offered: before the first site. after: after the last. layers: that a decoder layer sees, mean over layers. The
+    offered: before the first site. after: after the last. layers: that a decoder layer sees, mean over layers.
+    flops_share: of what the decoder's layers cost, all tokens of the prompt counted; None where that is not known. The
     shares of a row that sees smaller pictures or fewer frames are of the full model's tokens too; without a full row
     they are of the row's own.
     """
     rows = [row for row in column.rows if row["error"] is None and row.get("before") is not None]
     if not rows:
-        return {"offered": None, "after": None, "layers": None, "kept_share": None, "layer_share": None}
+        return dict.fromkeys(("offered", "after", "layers", *SHARES))
     found = {
         "offered": _mean(row["before"] for row in rows),
         "after": _mean(row["after"] for row in rows),
@@ -44,7 +46,9 @@ def tokens(column: Column, full: Column | None) -> dict[str, Any]:
     whole = {q: row for q, row in _answers(full).items() if row["error"] is None and row.get("before")}
     both = [(row, whole[row["question"]] if full else row) for row in rows if not full or row["question"] in whole]
     of = sum(other["before"] for _, other in both)
-    shares = {"kept_share": None, "layer_share": None}
+    shares = dict.fromkeys(SHARES)
+    if both and all(row.get("flops") and other.get("flops") for row, other in both):
+        shares["flops_share"] = sum(row["flops"] for row, _ in both) / sum(other["flops"] for _, other in both)
     if of:
         shares["kept_share"] = sum(row["after"] for row, _ in both) / of
         shares["layer_share"] = sum(row["layers"] for row, _ in both) / of

@@ -284,6 +284,7 @@ class Job:
             "before": said.before,
             "after": said.after,
             "layers": said.layers,
+            "flops": said.flops,
             "kept": dict(said.kept),
             "kv": said.kv and list(said.kv),
             "batch": part.asked.size,
@@ -296,7 +297,7 @@ class Job:
 
     def failure(self, question: Question, condition: Condition, why: str) -> Row:
         """The row of a question that was not answered."""
-        nothing = dict.fromkeys(("raw", "parsed", "frames", "kv", "first", "change", "layers"))
+        nothing = dict.fromkeys(("raw", "parsed", "frames", "kv", "first", "change", "layers", "flops"))
         zeros = {"before": 0, "after": 0, "new_tokens": 0, "batch": 1}
         row = {**self._about(question, condition), **nothing, **zeros, **vars(Grade(None, 0.0)), "error": why}
         return {**row, "correct": False, "prompt": None, "kept": {}, "seconds": {}, "notes": []}

@@ -47,17 +47,22 @@ def static_places(similar: Tensor, start: int, length: int) -> Tensor:
 
 
 def always_similar(frames: Tensor, threshold: float) -> Tensor:
-    """(N,) bool: places whose tokens have a mean cosine above the threshold over all pairs of different frames.
+    """(N,) bool: places whose ``mean_cosine`` is above the threshold; none is with a single frame."""
+    return mean_cosine(frames) > threshold
 
-    frames: (W, N, C). None is with a single frame. A row of zeros has cosine 0 to everything.
+
+def mean_cosine(frames: Tensor) -> Tensor:
+    """(N,) float32: the mean cosine of the tokens of each place, over all pairs of different frames.
+
+    frames: (W, N, C). -inf with a single frame. A row of zeros has cosine 0 to everything.
     """
     count = len(frames)
     if count == 1:
-        return torch.zeros(frames.shape[1], dtype=torch.bool, device=frames.device)
+        return torch.full((frames.shape[1],), -torch.inf, device=frames.device)
     unit = torch.nn.functional.normalize(frames.detach().float(), dim=-1)
     # the square of a sum has every pair twice, and every row with itself once
     pairs = unit.sum(0).square().sum(-1) - unit.square().sum((0, -1))
-    return pairs / (count * (count - 1)) > threshold
+    return pairs / (count * (count - 1))
 
 
 def credited(ratio: float, n: int, saved: int) -> float:

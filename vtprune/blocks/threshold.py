@@ -1,9 +1,12 @@
-"""A threshold found by bisection: the one that leaves as many tokens as were asked for, or a few less."""
+"""A threshold found by bisection: the one that leaves as many tokens as were asked for, or a few less or more."""
 
 from collections.abc import Callable, Sized
 from typing import TypeVar
 
 Found = TypeVar("Found", bound=Sized)
+
+NEVER = 1.1
+"""A cosine that nothing reaches."""
 
 
 def fit_threshold(attempt: Callable[[float], Found], wanted: int, low: float, high: float, steps: int = 14) -> Found:
@@ -28,3 +31,17 @@ def fit_threshold(attempt: Callable[[float], Found], wanted: int, low: float, hi
         if wanted - len(best) <= wanted // 100:
             break
     return best
+
+
+def raised(left: Callable[[float], int], wanted: int, usual: float, high: float, steps: int = 14) -> float:
+    """A threshold that leaves ``wanted`` tokens or more: ``usual`` if it does, else hardly more than has to be.
+
+    left: threshold -> how many tokens are left; larger thresholds leave more. high: what it may be at most.
+    """
+    if left(usual) >= wanted:
+        return usual
+    low = usual
+    for _ in range(steps):
+        middle = (low + high) / 2
+        low, high = (low, middle) if left(middle) >= wanted else (middle, high)
+    return high

@@ -53,7 +53,10 @@ def _bench(arguments: argparse.Namespace) -> None:
     clips = any(task.visual != "image" for task in tasks.values())
     policies = arguments.policy or [_usual_policy(arguments.model, clips)]
     ratios, controls = read_ratios(arguments.keep_ratio), read_controls(arguments.controls)
-    conditions, refused = choose_conditions(policies, ratios, controls, clips=clips, seed=arguments.seed)
+    by_flops = arguments.budget == "flops"
+    conditions, refused = choose_conditions(
+        policies, ratios, controls, clips=clips, seed=arguments.seed, by_flops=by_flops
+    )
     places = {"dtype": arguments.dtype, "device": arguments.device, "attention": arguments.attn}
     model = describe_model(arguments.model, **places)
     about, asked = read_tasks(tasks, arguments.limit, arguments.seed)

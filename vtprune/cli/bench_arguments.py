@@ -95,6 +95,13 @@ def _arguments_about_conditions(add: Any) -> None:
     )
     add("--keep-ratio", metavar="R,R", help=f"fractions of visual tokens kept; 1 is unpruned (default: {RATIOS})")
     add(
+        "--budget",
+        choices=("tokens", "flops"),
+        default="tokens",
+        help="what --keep-ratio R is of: tokens, as each policy means it (the default); flops: every policy costs the "
+        "decoder what R of the visual tokens cost in all layers, as the controls do",
+    )
+    add(
         "--controls",
         default="all",
         metavar="NAMES",

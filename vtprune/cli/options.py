@@ -12,6 +12,8 @@ from vtprune.cli.error import UserError
 
 _TRUE, _FALSE = ("true", "yes", "on", "1"), ("false", "no", "off", "0")
 _EMPTY = ("none", "null")
+FLOPS = ("budget", "flops")
+"""An option that every policy with a keep_ratio has, whatever its own ``budget`` is."""
 
 
 def split_option(text: str) -> tuple[str, str]:
@@ -136,35 +138,41 @@ def make_policy(
     *,
     keep_ratio: str | None = None,
     n_keep: str | None = None,
+    keep_flops: str | None = None,
     seed: int | None = None,
 ) -> Any:
     """The policy of a command line.
 
-    texts: of ``--option``. keep_ratio, n_keep: texts too, instead of those options. seed: for a policy that has one.
+    texts: of ``--option``; "budget=flops" has keep_ratio count FLOPs, see ``vtprune.wrap``. keep_ratio, n_keep and
+    keep_flops: texts too, instead of those options. seed: for a policy that has one.
     Raises UserError for texts that are no values, ValueError for a name or values that the policy refuses.
     """
-    from vtprune.api import named_policy
+    from vtprune.named import SPLITS, named_policy
     from vtprune.policies.base import POLICIES
 
-    cls = POLICIES.get(name, object)
-    options = parse_options(cls, texts)
-    if keep_ratio is not None and n_keep is not None:
-        raise UserError(f"give --keep-ratio or --n-keep, not both; got {keep_ratio} and {n_keep}")
-    for option, text in (("keep_ratio", keep_ratio), ("n_keep", n_keep)):
-        if text is None:
-            continue
+    cls, by_flops = POLICIES.get(name, object), [text for text in texts if split_option(text) == FLOPS]
+    options = parse_options(cls, [text for text in texts if text not in by_flops])
+    if isinstance(options.get("split"), str) and options["split"] not in SPLITS:
+        options["split"] = parse_value(options["split"], tuple[float, ...], "split")
+    given = {"keep_ratio": keep_ratio, "n_keep": n_keep, "keep_flops": keep_flops}
+    said = {option: text for option, text in given.items() if text is not None}
+    if len(said) > 1:
+        names = " or ".join(f"--{option.replace('_', '-')}" for option in said)
+        raise UserError(f"give {names}, not both; got {' and '.join(said.values())}")
+    for option, text in said.items():
         if option in options:
             raise UserError(f"{option} is given twice, as an argument and as --option; give it once")
         options[option] = _number(option, text)
     if seed is not None and "seed" in option_types(cls):
         options.setdefault("seed", seed)
-    return named_policy(name, options)
+    return named_policy(name, options, by_flops=bool(by_flops))
 
 
 def _number(option: str, text: str) -> float | int:
     what = {
         "keep_ratio": (float, "the fraction of visual tokens KEPT, in (0, 1]"),
         "n_keep": (int, "the number of visual tokens kept, an integer of 1 or more"),
+        "keep_flops": (float, "the fraction of the unpruned prompt's FLOPs in the decoder's layers KEPT, in (0, 1]"),
     }
     kind, meaning = what[option]
     try:

@@ -6,6 +6,8 @@ import dataclasses
 from collections.abc import Callable
 from typing import Any
 
+from vtprune.achieved import Achieved, in_words
+from vtprune.at_flops import AtFlops, uncounted
 from vtprune.cli.measure import Look, Times, agreement, middle, middle_ratio
 from vtprune.cli.policies import plain_value, shown
 from vtprune.report import Report
@@ -24,6 +26,7 @@ def pruned_numbers(look: Look, times: Times, report: Report) -> dict[str, Any]:
         "prefill_ms": middle(times.prefill),
         "token_ms": middle(times.token),
         "selector_ms": middle(times.selector),
+        "budget": dataclasses.asdict(report.achieved()),
         "kv_bytes": look.kv_bytes,
         "kv_bytes_predicted": _if_known(lambda: report.kv_bytes_predicted),
         "kv_bytes_unpruned_predicted": _if_known(lambda: report.kv_bytes_unpruned),
@@ -67,6 +70,11 @@ def compared(pruned: Look, plain: Look, pruned_times: Times, plain_times: Times)
 
 def policy_values(name: str, policy: object) -> dict[str, Any]:
     """A policy and its options as plain values."""
+    if isinstance(policy, AtFlops):
+        wanted = {"keep_ratio": policy.keep_ratio, "keep_flops": policy.keep_flops, "keep_ratio_is": "flops"}
+        inner = policy_values(name, policy.policy)["options"]
+        inner |= {"stages": list(map(uncounted, policy.stages))} if "stages" in inner else {}
+        return {"name": name, "options": {**inner, "n_keep": None, **wanted}}
     fields = dataclasses.fields(policy) if dataclasses.is_dataclass(policy) else ()
     options = {field.name: plain_value(getattr(policy, field.name)) for field in fields if field.init}
     return {"name": name, "options": options}
@@ -159,7 +167,7 @@ def _rows(
     """(what, unpruned, pruned, ratio) of each line."""
     plain, ratio = plain or {}, comparison or {}
     before, after = pruned["visual_tokens_before"], pruned["visual_tokens"]
-    whole, left = pruned["flops_unpruned"], pruned["flops"]
+    whole, left, layers = pruned["flops_unpruned"], pruned["flops"], pruned["budget"]["layers"]
     share = left / whole if whole else None
     times = [
         ("prefill, ms", _ms(plain.get("prefill_ms")), _ms(pruned["prefill_ms"]), _ratio(ratio.get("prefill_ratio"))),
@@ -168,6 +176,7 @@ def _rows(
     ]
     return [
         ("visual tokens", f"{before:,}", f"{after:,}", _ratio(after / before)),
+        ("visual tokens, mean of layers", f"{before:,}", f"{before * layers:,.0f}", _ratio(layers)),
         *([("decoding, s", *[_seconds(decode_s)] * 2, "")] if decode_s is not None else ()),
         *(times if pruned["prefill_ms"] is not None else ()),
         ("KV cache, bytes", _count(plain.get("kv_bytes")), _count(pruned["kv_bytes"]), _ratio(ratio.get("kv_ratio"))),
@@ -177,7 +186,8 @@ def _rows(
 
 
 def _remarks(result: dict[str, Any]) -> list[str]:
-    lines = [f"note: {text}" for text in result["pruned"]["notes"]]
+    lines = [f"\n{in_words([Achieved(**result['pruned']['budget'])])}"]
+    lines += [f"note: {text}" for text in result["pruned"]["notes"]]
     comparison = result["comparison"]
     if comparison and comparison["agreement"] is not None:
         agree = f"{100 * comparison['agreement']:.1f} %"

@@ -50,7 +50,15 @@ def _arguments_about_pruning(add: Any) -> None:
     add("--policy", metavar="NAME", help="see vtprune policies (default: fastv; for clips framefusion)")
     add("--keep-ratio", metavar="R", help="the fraction of visual tokens kept, in (0, 1]")
     add("--n-keep", metavar="N", help="the number of visual tokens kept, instead")
-    add("--option", action="append", default=[], metavar="NAME=VALUE", help="another option of the policy; repeatable")
+    add("--keep-flops", metavar="F", help="the fraction of the decoder's prefill FLOPs kept, instead, in (0, 1]")
+    add(
+        "--option",
+        action="append",
+        default=[],
+        metavar="NAME=VALUE",
+        help="another option of the policy; repeatable. budget=flops: --keep-ratio R costs what R of the tokens "
+        "cost in all layers",
+    )
     add("--positions", metavar="HOW", help="original or compact, instead of what the policy's method does")
     add("--seed", type=int, default=0, metavar="N", help="for policies that draw at random (default: 0)")
 
@@ -125,6 +133,7 @@ def fill_in(arguments: argparse.Namespace) -> None:
         arguments.option,
         arguments.keep_ratio,
         arguments.n_keep,
+        arguments.keep_flops,
     )
     if embedded and not any(said):
         arguments.keep_ratio = "0.25"
@@ -160,7 +169,7 @@ def check(arguments: argparse.Namespace) -> Any:
         check_target(arguments.overlay, [*(arguments.image or ()), *(arguments.video or ())])
     if arguments.json and arguments.json != STDOUT:
         check_writable("--json", arguments.json)
-    budget = {"keep_ratio": arguments.keep_ratio, "n_keep": arguments.n_keep}
+    budget = {name: getattr(arguments, name) for name in ("keep_ratio", "n_keep", "keep_flops")}
     policy = make_policy(arguments.policy, arguments.option, seed=arguments.seed, **budget)
     if arguments.compare == "frames":
         check_one_clip(arguments, policy)

@@ -10,7 +10,7 @@ from typing import Any
 
 from vtprune.cli.clips import Clip, read_clip
 from vtprune.cli.measure import Look, Times, Trial, middle
-from vtprune.policies.base import POLICIES
+from vtprune.policies.base import KEEP_RATIO_IS, POLICIES, keep_ratio_is
 from vtprune.report import Report
 
 MORE = 10
@@ -61,19 +61,25 @@ def _keeping(budget: int, of: float, report: Report, policy: Any) -> Any:
     if hasattr(policy, "n_keep") and together:
         return dataclasses.replace(policy, keep_ratio=None, n_keep=budget)
     # a number would be that of each frame where frames are images
-    more = {"n_keep": None} if hasattr(policy, "n_keep") else {}
-    return dataclasses.replace(policy, keep_ratio=min(1.0, budget / of), **more)
+    others = {name: None for name in ("n_keep", "keep_flops") if hasattr(policy, name)}
+    if keep_ratio_is(policy) == "published" and policy.keep_ratio is not None:
+        # in the publication's own unit, which grows with the tokens like any other
+        budget = round(policy.keep_ratio * report.tokens[0][0])
+    return dataclasses.replace(policy, keep_ratio=min(1.0, budget / of), **others)
 
 
 def budget_of(report: Report, policy: Any) -> int:
     """The visual tokens that a policy keeps: after its last site, or on average over the layers if it counts so."""
     before, after = report.tokens[0]
-    return round(policy.keep_ratio * before) if by_layer(policy) else after
+    if not by_layer(policy):
+        return after
+    asked = policy.keep_ratio if keep_ratio_is(policy) != "published" else None
+    return round(layer_mean(report) if asked is None else asked * before)
 
 
 def by_layer(policy: Any) -> bool:
-    """Whether a policy's keep_ratio is a mean over the layers of the decoder, as FrameFusion's is."""
-    return isinstance(policy, POLICIES["framefusion"])
+    """Whether a policy's keep_ratio tells what the layers of the decoder see, as FrameFusion's does."""
+    return keep_ratio_is(policy) != "final"
 
 
 def layer_mean(report: Report) -> float:
@@ -120,7 +126,7 @@ def values(result: dict, clip: Clip, report: Report, rows: Mapping[str, Row], ti
     missing = f"the clip has {count:,} frames; no more can be pruned to as many" if count <= len(clip.frames) else ""
     return {
         "budget": budget,
-        "counted": "mean of the layers" if counted else "after the last site",
+        "counted": KEEP_RATIO_IS["layers" if counted else "final"],
         "rows": lines,
         "note": missing,
     }

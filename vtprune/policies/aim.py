@@ -19,7 +19,8 @@ import torch
 from torch import Tensor
 
 from vtprune.blocks.bipartite import merge_pairs
-from vtprune.blocks.forecast import Forecast, at_ratio, staged
+from vtprune.blocks.forecast import Forecast, at_ratio
+from vtprune.blocks.frame_budget import even_budgets
 from vtprune.blocks.frame_grid import frame_grids
 from vtprune.blocks.grouping import group_selection, joined
 from vtprune.blocks.stages import layer_mean, pool_sizes, pools
@@ -121,30 +122,25 @@ class AIM:
         # the frames of each image or video, and its tokens that are in none
         found = [[len(rows) for rows in frames] for frames in self._frames(tokens)]
         rests = [n - sum(sizes) for n, sizes in zip(pool_sizes(tokens, "segment"), found, strict=True)]
+        ramp, sites = self._ramp(), self.sites[1:]
 
         def left(ratio: float) -> dict[float, int]:
-            changed = at_ratio(self, ratio)
-            merge_ratio, _ = changed.ratios()
+            merge_ratio, end_ratio = at_ratio(self, ratio).ratios()
             pairs = zip(found, rests, strict=True)
-            living = [rest + sum(_merged_to(n, merge_ratio) for n in sizes) for sizes, rest in pairs]
+            living = [rest + sum(_merged_to(sizes, merge_ratio, True)) for sizes, rest in pairs]
             living = [sum(living)] if self.budget == "prompt" else living
-            after = staged(changed, self.sites[1:], living, AIM._left_at).left(ratio)
+            after = {site: sum(_left_of(n, n, end_ratio, ramp[site]) for n in living) for site in sites}
             return {BEFORE_LLM: sum(living), **after}
 
         return Forecast(left)
-
-    def _left_at(self, site: float, living: int, size: int) -> int:
-        """How many of the ``living`` tokens of a pool that had ``size`` when the LLM began stay at a site."""
-        rate = 1 - (1 - self.ratios()[1]) * self._ramp()[site]
-        return max(1, min(living, int(size * rate + 1e-9)))
 
     def select(self, tokens: VisualTokens) -> Selection:
         """Merges before the LLM; later the best rows of every pool, by what it had when the LLM began."""
         if tokens.site == BEFORE_LLM:
             return self._merged(tokens, self.ratios()[0])
-        keep = []
+        (_, end_ratio), gone, keep = self.ratios(), self._ramp()[tokens.site], []
         for pool in pools(tokens, self.budget):
-            k = self._left_at(tokens.site, pool.size, pool.count)
+            k = _left_of(pool.size, pool.count, end_ratio, gone)
             whole = k == pool.size  # nothing is looked at for a pool that stays whole
             rows = torch.arange(k, device=tokens.hidden.device)
             keep.append(pool.rows.start + (rows if whole else top_rows(tokens.signals["attention_rank"][pool.rows], k)))
@@ -153,9 +149,10 @@ class AIM:
     def _merged(self, tokens: VisualTokens, merge_ratio: float) -> Selection:
         by_similarity, parts = bool(self._quirks), []
         how = {"weighted": self.size_weighted, "by_similarity": by_similarity}
-        for rows in (rows for frames in self._frames(tokens) for rows in frames):
-            x = tokens.hidden[rows.to(tokens.hidden.device)]
-            parts.append((rows, merge_pairs(x, _merged_to(len(rows), merge_ratio), **how)))
+        for frames in self._frames(tokens):
+            counts = _merged_to([len(rows) for rows in frames], merge_ratio, self.keep_ratio is not None)
+            for rows, k in zip(frames, counts, strict=True):
+                parts.append((rows, merge_pairs(tokens.hidden[rows.to(tokens.hidden.device)], k, **how)))
         return group_selection(joined(parts, len(tokens), tokens.hidden.device), in_place=not by_similarity)
 
     def _frames(self, tokens: VisualTokens) -> list[list[Tensor]]:
@@ -165,6 +162,16 @@ class AIM:
         return [[torch.cat([grid.rows for grid in frame]) for frame in frames] for frames in segments]
 
 
-def _merged_to(n: int, merge_ratio: float) -> int:
-    """How many tokens a frame of ``n`` becomes."""
-    return max(1, round(n * merge_ratio))
+def _merged_to(sizes: list[int], merge_ratio: float, together: bool) -> list[int]:
+    """How many tokens the frames of an image or video become, each 1 or more: rounded one by one, or together."""
+    if not together:
+        return [max(1, round(n * merge_ratio)) for n in sizes]
+    return [max(1, k) for k in even_budgets(sizes, round(sum(sizes) * merge_ratio))]
+
+
+def _left_of(living: int, size: int, end_ratio: float, gone: float) -> int:
+    """How many of the ``living`` tokens of a pool that had ``size`` when the LLM began a stage leaves.
+
+    gone: how far the pruning has come with it, up to 1, where ``end_ratio`` are left.
+    """
+    return max(1, min(living, int(size * (1 - (1 - end_ratio) * gone) + 1e-9)))

@@ -89,18 +89,9 @@ class ScorePolicy:
     sites: ClassVar[tuple[float, ...]] = (BEFORE_LLM,)
 
     def __post_init__(self):
-        if self.keep_ratio is not None and self.n_keep is not None:
-            raise ValueError(
-                f"give keep_ratio or n_keep, not both; got keep_ratio={self.keep_ratio!r} and n_keep={self.n_keep!r}"
-            )
+        check_how_many(self.keep_ratio, self.n_keep)
         if self.keep_ratio is None and self.n_keep is None:
             self.keep_ratio = 0.5
-        if self.keep_ratio is not None:
-            check_ratio(self.keep_ratio)
-        elif isinstance(self.n_keep, bool) or not isinstance(self.n_keep, int) or self.n_keep < 1:
-            raise ValueError(
-                f"n_keep is the number of visual tokens kept, an integer of 1 or more; got {self.n_keep!r}"
-            )
         if self.budget not in ("segment", "prompt"):
             raise ValueError(
                 f"budget is 'segment' (a share for each image or video) or 'prompt' (one pool); got {self.budget!r}"
@@ -130,6 +121,16 @@ class ScorePolicy:
         score = self.score(tokens)
         keep = [pool.start + top_rows(score[pool], self.count(pool.stop - pool.start)) for pool in self.pools(tokens)]
         return Selection(torch.cat(keep))
+
+
+def check_how_many(keep_ratio: object, n_keep: object) -> None:
+    """Raises ValueError unless a fraction or a number is given, not both; neither is fine."""
+    if keep_ratio is not None and n_keep is not None:
+        raise ValueError(f"give keep_ratio or n_keep, not both; got keep_ratio={keep_ratio!r} and n_keep={n_keep!r}")
+    if keep_ratio is not None:
+        check_ratio(keep_ratio)
+    if n_keep is not None and (isinstance(n_keep, bool) or not isinstance(n_keep, int) or n_keep < 1):
+        raise ValueError(f"n_keep is the number of visual tokens kept, an integer of 1 or more; got {n_keep!r}")
 
 
 def check_choices(policy: object, choices: Mapping[str, Sequence[object]]) -> None:

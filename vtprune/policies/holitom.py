@@ -1,19 +1,20 @@
 """HoliTom: places that stay alike over a window of frames become one, and of the others the tokens best looked at stay.
 
 Shao et al., "HoliTom: Holistic Token Merging for Fast Video Large Language Models", NeurIPS 2025, arXiv:2505.21334.
-Differs from the authors' code: the count is exact, but fewer tokens stay where static places alone save more than was
-asked for (``compat="ceil-overshoot"`` rounds up in every frame, as there); what is dropped inside the LLM is averaged
-into the token most like it (there each one halves what was there before, so that their order decides:
-``compat="halving"``); tokens stay in the order of frames and places (``compat="static-first"``, the published order on
-LLaVA-OneVision, puts static places before the frames of their window); several videos have a budget each (there the
-first one's); ``contextual`` above 0, an extension, works; no noise breaks ties, which go to the lowest index;
-similarities are computed in float32; positions are renumbered at both stages (there only before the LLM). Models other
-than LLaVA-OneVision and LLaVA-Video are an extension. Images are kept whole.
+Differs from the authors' code: the count is exact, for which ``similarity`` is raised where static places alone would
+save more than was asked for (``compat="ceil-overshoot"`` rounds up in every frame and lets them, as there); what is
+dropped inside the LLM is averaged into the token most like it (there each one halves what was there before, so that
+their order decides: ``compat="halving"``); tokens stay in the order of frames and places (``compat="static-first"``,
+the published order on LLaVA-OneVision, puts static places before the frames of their window); several videos have a
+budget each (there the first one's); ``contextual`` above 0, an extension, works; no noise breaks ties, which go to the
+lowest index; similarities are computed in float32; positions are renumbered at both stages (there only before the LLM).
+Models other than LLaVA-OneVision and LLaVA-Video are an extension. Images are kept whole.
 """
 
 import dataclasses
 import math
 from dataclasses import dataclass
+from functools import partial
 from typing import ClassVar, Literal
 
 import torch
@@ -24,6 +25,7 @@ from vtprune.blocks.fold import folded
 from vtprune.blocks.forecast import Forecast, at_ratio
 from vtprune.blocks.stages import fit_layers
 from vtprune.blocks.static_windows import credited, fit_counts, static_places, static_windows
+from vtprune.blocks.threshold import NEVER, raised
 from vtprune.blocks.video_frames import counts_of, other_rows, video_counts, video_frames
 from vtprune.blocks.window_sums import clustered, in_order
 from vtprune.policies.base import check_choices, register, top_rows
@@ -137,7 +139,8 @@ class HoliTom(VideoPolicy):
         parts = [kept(other_rows(videos, len(tokens), tokens.hidden.device))]
         for video, k in zip(videos, counts, strict=True):
             ratio, wanted = self._wanted(video.numel(), k)
-            parts += [kept(video.flatten())] if wanted >= video.numel() else self.merged(tokens, video, ratio, wanted)
+            whole = wanted >= video.numel()
+            parts += [kept(video.flatten())] if whole else self.merged(tokens, video, ratio, wanted, k)
         return self.answer(tokens, parts, "; ".join(notes))
 
     @property
@@ -150,11 +153,18 @@ class HoliTom(VideoPolicy):
         ratio = min(1.0, (self.keep_ratio if exactly else k / n) / self._inner_keep)
         return ratio, max(1, round(n * ratio))
 
-    def merged(self, tokens: VisualTokens, video: Tensor, ratio: float, wanted: int) -> list[Sums]:
-        """What is left of one video, (T, N) rows, before the LLM. ratio: the fraction, wanted: the count."""
+    def merged(self, tokens: VisualTokens, video: Tensor, ratio: float, wanted: int, least: int = 0) -> list[Sums]:
+        """What is left of one video, (T, N) rows, before the LLM.
+
+        ratio: the fraction, wanted: the count, of which static places may save all but ``least``.
+        """
         x, salience = tokens.hidden[video], tokens.signals[SALIENCE][video].float()
         threshold = self.similarity if self.similarity is not None else 0.65 if ratio < 0.15 else 0.8
-        similar = frame_similarity(x)[1:] > threshold
+        similarity = frame_similarity(x)[1:]
+        if "ceil-overshoot" not in self._quirks:
+            left = partial(_left, similarity, video.numel(), self.longest)
+            threshold = raised(left, least, threshold, NEVER)
+        similar = similarity > threshold
         lengths, saved = static_windows(similar, self.longest)
         starts = [sum(lengths[:i]) for i in range(len(lengths))]
         static = torch.stack([static_places(similar, s, n) for s, n in zip(starts, lengths, strict=True)])
@@ -202,3 +212,8 @@ class HoliTom(VideoPolicy):
                 keep = top_rows(tokens.signals[ROW][mine], k)
                 parts.append(folded(mine, tokens.hidden[mine], keep, "halving" in self._quirks))
         return self.answer(tokens, [kept(alone.nonzero().flatten()), *parts], "")
+
+
+def _left(similarity: Tensor, n: int, longest: int, threshold: float) -> int:
+    """How many of the ``n`` tokens of a video are left if static places become one. similarity: (T - 1, N)."""
+    return n - static_windows(similarity > threshold, longest)[1]

@@ -25,7 +25,7 @@ from vtprune.blocks.forecast import Forecast, one_cut
 from vtprune.blocks.frame_runs import IMAGES, usual_images
 from vtprune.blocks.resize import plan_matrix
 from vtprune.blocks.threshold import fit_threshold
-from vtprune.policies.base import check_choices, check_ratio, register
+from vtprune.policies.base import check_choices, check_how_many, register
 from vtprune.tokens import BEFORE_LLM, ModelFacts, Selection, VisualTokens
 from vtprune_kernels.merge import merge_tokens
 
@@ -39,6 +39,7 @@ class LLaVAScissor:
 
     keep_ratio: fraction of visual tokens KEPT, in (0, 1]: the threshold is looked for that leaves as many of each video
                 or a few less. None takes ``similarity``, as published.
+    n_keep:     absolute number of visual tokens kept of each video, instead of ``keep_ratio``.
     similarity: cosine similarity above which two tokens are neighbours, in [-1, 1]; the released code has 0.95.
     images:     "apart": every image is a clip of its own. "frames": consecutive images of equal grids are the frames of
                 one clip. "spaced": so they are where text stands between them, not where they touch, as tiles do.
@@ -48,6 +49,7 @@ class LLaVAScissor:
     keep_ratio: float | None = None
     similarity: float = 0.95
     images: Literal["apart", "spaced", "frames"] | None = None
+    n_keep: int | None = None
 
     needs: ClassVar[frozenset[str]] = frozenset()
     sites: ClassVar[tuple[float, ...]] = (BEFORE_LLM,)
@@ -55,8 +57,7 @@ class LLaVAScissor:
     exact_count: ClassVar[bool] = False
 
     def __post_init__(self):
-        if self.keep_ratio is not None:
-            check_ratio(self.keep_ratio)
+        check_how_many(self.keep_ratio, self.n_keep)
         number = isinstance(self.similarity, (int, float)) and not isinstance(self.similarity, bool)
         if not number or not -1 <= self.similarity <= 1:  # nan compares false
             raise ValueError(f"similarity is a cosine, a number in [-1, 1]; got {self.similarity!r}")
@@ -72,8 +73,8 @@ class LLaVAScissor:
         return one_cut(self, tokens.site, sizes, len(tokens) - sum(sizes))
 
     def count(self, n: int) -> int:
-        """How many of the ``n`` tokens of a clip may be left: half rounds to even, at least 1."""
-        return max(1, round(n * self.keep_ratio))
+        """How many of the ``n`` tokens of a clip may be left: half rounds to even, 1 to n."""
+        return min(n, max(1, round(n * self.keep_ratio) if self.n_keep is None else self.n_keep))
 
     def select(self, tokens: VisualTokens) -> Selection:
         """Every clip by itself."""
@@ -91,7 +92,7 @@ class LLaVAScissor:
 
     def _components(self, x: Tensor, sizes: Sequence[int]) -> "Components":
         attempt = partial(components_of_video, x, sizes)
-        if self.keep_ratio is None:
+        if self.keep_ratio is None and self.n_keep is None:
             return attempt(self.similarity)
         wanted = self.count(len(x))
         found = attempt(fit_threshold(ComponentCounts(x, sizes), wanted, -1.0, 1.0).similarity)

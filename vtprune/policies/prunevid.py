@@ -23,7 +23,8 @@ from vtprune.blocks.cells import share
 from vtprune.blocks.forecast import Forecast, at_ratio
 from vtprune.blocks.peak_segments import peak_segments
 from vtprune.blocks.stages import fit_layers
-from vtprune.blocks.static_windows import always_similar
+from vtprune.blocks.static_windows import mean_cosine
+from vtprune.blocks.threshold import NEVER, raised
 from vtprune.blocks.video_frames import counts_of, other_rows, video_counts, video_frames
 from vtprune.blocks.window_sums import clustered, in_order
 from vtprune.policies.base import check_choices, register, top_rows
@@ -40,10 +41,10 @@ _MEMORY = "prunevid"
 class PruneVid(VideoPolicy):
     """Segments and clusters by density peaks before the LLM; the best of every group by the text's attention inside.
 
-    keep_ratio: fraction of visual tokens KEPT after the last stage, in (0, 1]: groups share that count by size, and
-                ``clusters`` becomes ``keep_ratio / inner_keep``, up to 1. Fewer stay where merging alone saves more.
-                None, if ``n_keep`` is not given either, takes the shares as published: how many tokens stay depends on
-                the video.
+    keep_ratio: fraction of visual tokens KEPT after the last stage, in (0, 1]: groups share that count by size,
+                ``clusters`` becomes ``keep_ratio / inner_keep``, up to 1, and ``similarity`` is raised where static
+                places alone would save more. None, if ``n_keep`` is not given either, takes the shares as published:
+                how many tokens stay depends on the video.
     segments:   share of a video's frames that are the number of its clusters, in [0, 1].
     similarity: mean cosine over all pairs of frames of a segment above which a place is static, in [-1, 1].
     clusters:   share of the places of a group that clusters are made of, if they are more than ``few``.
@@ -152,7 +153,7 @@ class PruneVid(VideoPolicy):
                 parts.append(kept(video.flatten()))
                 memory.append((video.numel(), -1, []))
                 continue
-            groups = self.merged(tokens.hidden[video], video, self._clusters(video.numel(), k))
+            groups = self.merged(tokens.hidden[video], video, self._clusters(video.numel(), k), k or 0)
             last = -1 if tokens.position is None else int(tokens.position[video.flatten()].max())
             placed = in_order(groups, self.order)
             memory.append((video.numel(), last, [rows[part.place.unique()] for part in placed]))
@@ -165,20 +166,29 @@ class PruneVid(VideoPolicy):
             return self.clusters
         return min(1.0, k / n / (self.inner_keep if self.layer is not None and self.inner_keep else 1))
 
-    def merged(self, x: Tensor, video: Tensor, clusters: float) -> list[Sums]:
+    def merged(self, x: Tensor, video: Tensor, clusters: float, wanted: int = 0) -> list[Sums]:
         """The groups of a video: of each segment the static places, then of every frame the others.
 
-        x: (T, N, C). video: (T, N) rows.
+        x: (T, N, C). video: (T, N) rows. wanted: how many tokens must come in at least, if nothing but static places
+        stands in their way.
         """
-        wanted = max(1, int(len(x) * self.segments + 1e-9))
-        parts, start = [], 0
-        for length in peak_segments(x.detach().float().mean(1), wanted, self.neighbours):
-            window = slice(start, start + length)
-            static = always_similar(x[window], self.similarity)
+        lengths = peak_segments(x.detach().float().mean(1), max(1, int(len(x) * self.segments + 1e-9)), self.neighbours)
+        starts = [sum(lengths[:i]) for i in range(len(lengths))]
+        windows = [slice(start, start + length) for start, length in zip(starts, lengths, strict=True)]
+        alike = [mean_cosine(x[window]) for window in windows]
+
+        def left(similarity: float) -> int:
+            static = [int((one > similarity).sum()) for one in alike]
+            pairs = zip(static, lengths, strict=True)
+            n = video.shape[1]
+            return sum(self._centres(m, clusters) + w * self._centres(n - m, clusters) for m, w in pairs)
+
+        similarity, parts = raised(left, wanted, self.similarity, NEVER), []
+        for window, one in zip(windows, alike, strict=True):
+            static = one > similarity
             parts.append(self._group(video[window, static], x[window, static], clusters))
-            for t in range(start, start + length):
+            for t in range(window.start, window.stop):
                 parts.append(self._group(video[t, ~static][None], x[t, ~static][None], clusters))
-            start += length
         return parts
 
     def _group(self, rows: Tensor, x: Tensor, clusters: float) -> Sums:

@@ -133,6 +133,11 @@ class QuoTA(ScorePolicy):
     def notes(self) -> tuple[str, ...]:
         return (IN_PLACE,) if self.in_place else ()
 
+    @property
+    def allot_notes(self) -> tuple[str, ...]:
+        """What there is to say where another policy chooses: nothing is resized."""
+        return ()
+
     def fitted(self, facts: ModelFacts) -> "QuoTA":
         """Decides ``in_place`` by the kind of positions."""
         return self if self.in_place is not None else dataclasses.replace(self, in_place=not facts.line_positions)

@@ -21,14 +21,11 @@ from vtprune.blocks.frame_grid import Grid
 from vtprune.blocks.frame_runs import IMAGES, usual_images
 from vtprune.blocks.grouping import Groups, group_selection, joined
 from vtprune.blocks.quadtree import pyramid, split_cells, unite_boxes
-from vtprune.blocks.threshold import fit_threshold
-from vtprune.policies.base import check_choices, check_ratio, quirks, register
+from vtprune.blocks.threshold import NEVER, fit_threshold
+from vtprune.policies.base import check_choices, check_how_many, quirks, register
 from vtprune.tokens import ModelFacts, Selection, VisualTokens
 
 COMPAT = ("early-stop-union", "border-slot")
-NEVER = 1.1
-"""A cosine that nothing reaches."""
-
 ROOTS_ONLY = (
     "the coarsest cells are more than keep_ratio allows, so no fewer tokens were kept; a smaller root makes them larger"
 )
@@ -42,6 +39,7 @@ class STTM:
     keep_ratio:    fraction of visual tokens KEPT, in (0, 1]: the ``spatial`` threshold is looked for that leaves as
                    many of each video or a few less, and where none does, ``temporal`` is lowered or raised as well.
                    None takes both as they are, as published.
+    n_keep:        absolute number of visual tokens kept of each video, instead of ``keep_ratio``.
     spatial:       a cell is one token if its cosine similarity to each of its four parts is at least this; published
                    with 0.75 to 0.95, by benchmark.
     temporal:      cells of neighbouring frames, one inside the other, become one from this similarity on; published
@@ -64,14 +62,14 @@ class STTM:
     area_weighted: bool = False
     images: Literal["apart", "spaced", "frames"] | None = None
     compat: str = ""
+    n_keep: int | None = None
 
     needs: ClassVar[frozenset[str]] = frozenset()
     positions: ClassVar[str] = "compact"
     exact_count: ClassVar[bool] = False
 
     def __post_init__(self):
-        if self.keep_ratio is not None:
-            check_ratio(self.keep_ratio)
+        check_how_many(self.keep_ratio, self.n_keep)
         for option in ("spatial", "temporal"):
             value = getattr(self, option)
             if isinstance(value, bool) or not isinstance(value, (int, float)) or not -1 <= value <= 1:  # nan too
@@ -97,8 +95,8 @@ class STTM:
         return one_cut(self, tokens.site, sizes, len(tokens) - sum(sizes))
 
     def count(self, n: int) -> int:
-        """How many of the ``n`` tokens of a clip may be left: half rounds to even, at least 1."""
-        return max(1, round(n * self.keep_ratio))
+        """How many of the ``n`` tokens of a clip may be left: half rounds to even, 1 to n."""
+        return min(n, max(1, round(n * self.keep_ratio) if self.n_keep is None else self.n_keep))
 
     def select(self, tokens: VisualTokens) -> Selection:
         """Every clip by itself."""
@@ -108,7 +106,7 @@ class STTM:
         for clip in clip_grids(tokens, self.images or "apart"):
             rows = torch.cat([grid.rows for views in clip for grid in views])
             cut = Cutting(self, tokens, rows, clip)
-            if self.keep_ratio is None:
+            if self.keep_ratio is None and self.n_keep is None:
                 groups = cut(self.spatial, self.temporal)
             else:
                 wanted = self.count(len(rows))

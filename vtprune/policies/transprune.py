@@ -120,6 +120,9 @@ class TransPrune:
         ratio, last = self.keep_ratios[stage], self.keep_ratios[-1]
         if self.keep_ratio is None or last == 1:
             return ratio
+        if ratio == last:
+            # as it was given: a power of logarithms may end up below it, and counts are rounded down
+            return self.keep_ratio
         # a power keeps 1 where it is and takes the last ratio to the wanted one
         return ratio ** (math.log(self.keep_ratio) / math.log(last))
 
