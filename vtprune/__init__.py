@@ -4,7 +4,11 @@
 """
 
 from vtprune import policies as _policies  # noqa: F401 (importing registers them)
+from vtprune.allotted import Allotted
 from vtprune.api import is_wrapped, options, pruned, report, unwrap, wrap
+from vtprune.at_flops import AtFlops
+from vtprune.blocks.forecast import Forecast
+from vtprune.blocks.share import Share
 from vtprune.policies.base import POLICIES, Policy, ScorePolicy, register
 from vtprune.seconds import frame_times
 from vtprune.then import Then
@@ -13,6 +17,10 @@ from vtprune.tokens import BEFORE_LLM, ModelFacts, Segment, Selection, VisualTok
 __version__ = "0.1.0"
 
 __all__ = [
+    "Allotted",
+    "AtFlops",
+    "Forecast",
+    "Share",
     "BEFORE_LLM",
     "ModelFacts",
     "POLICIES",

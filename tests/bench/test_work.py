@@ -30,6 +30,7 @@ NAMES |= {
     "before",
     "after",
     "layers",
+    "flops",
     "kept",
     "kv",
     "batch",
@@ -233,8 +234,20 @@ def test_a_policy_that_looks_into_the_tower_has_it_run(bench):
 def test_policies_in_a_row(bench):
     """Oracle: wrapped by hand."""
     questions = some_questions(2)
-    both = Condition("policy", "uniform >> fastv", (), 0.25)
-    rows = by(bench.rows(questions, [FULL, both]), both)
+    both = Condition("policy", "uniform >> fastv", ("split=even",), 0.25)
+    rows = bench.rows(questions, [FULL, both])
     pairs = [(question.visuals[0].load(), question.text) for question in questions]
-    assert [row["raw"] for row in rows] == by_hand(bench, pairs, "uniform >> fastv", keep_ratio=0.25)
-    assert rows[0]["kept"] == {"before the LLM": [144, 72], "layer 2": [72, 36]}
+    mine = by(rows, both)
+    assert [row["raw"] for row in mine] == by_hand(bench, pairs, "uniform >> fastv", keep_ratio=0.25, split="even")
+    assert mine[0]["kept"] == {"before the LLM": [144, 72], "layer 2": [72, 36]}
+
+
+def test_as_many_flops_as_a_share_of_the_tokens(bench):
+    """Oracle: uniform tokens before the LLM, which are that share in every layer."""
+    questions, even = some_questions(2), Condition("uniform", "uniform", (), 0.6)
+    inside = [Condition("policy", name, ("budget=flops",), 0.6) for name in ("fastv", "uniform >> fastv")]
+    rows = bench.rows(questions, [FULL, even, *inside])
+    for one in inside:
+        for row, whole, other in zip(by(rows, one), by(rows, FULL), by(rows, even), strict=True):
+            token = (whole["flops"] - other["flops"]) / (144 - 86)
+            assert other["after"] == 86 > row["after"] and 0 <= other["flops"] - row["flops"] < 2 * token
