@@ -3,7 +3,7 @@
 #   make run               the main job, `vtprune run`; its options in ARGS="..."
 #   make test              the tests; pytest's options in ARGS="..."
 #   make demo              the page on which to see what is kept, `vtprune demo`; its options in ARGS="..."
-#   make test-browser      the page in a real browser, where chromium is installed
+#   make test-browser      the page in a real browser, where chromium is installed; keeps pictures of every tab
 #   make test-lmms         the lmms-eval plug-in, with the real lmms-eval in an environment of its own (2.4 GB)
 #   make lint              ruff: rules and format
 #   make bench             what pruning costs in right answers, `vtprune bench`; its options in ARGS="..."
@@ -54,10 +54,9 @@ demo: install
 test: install-test
 	$(RUN) -m pytest -n $(JOBS) -m "not slow" -rs $(ARGS)
 
-# with Debian's chromium; skipped, with that reason, where there is none
+# also those that `make test` leaves out; with Debian's chromium, skipped, with that reason, where there is none
 test-browser: install-test
-	$(INSTALL) -e ".[demo]" playwright
-	$(RUN) -m pytest tests/demos -rs $(ARGS)
+	$(RUN) -m pytest tests/demos/browser -rs $(ARGS)
 
 # lmms-eval pins av below 16
 test-lmms: $(LMMS_VENV)/.installed

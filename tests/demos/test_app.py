@@ -13,6 +13,7 @@ gradio = pytest.importorskip("gradio", reason="needs gradio: pip install 'vtprun
 from gradio_client import Client, handle_file  # noqa: E402
 from gradio_client.exceptions import AppError  # noqa: E402
 
+import vtprune  # noqa: E402
 from vtprune.draw import heat_map, overlay  # noqa: E402
 
 QUESTION = "Which digit is cyan?"
@@ -39,9 +40,14 @@ def page(engine):
     built.close()
 
 
+def visitor(address: str) -> Client:
+    """A client that opens the server's files in place, which is cheaper than fetching each."""
+    return Client(address, verbose=False, analytics_enabled=False, download_files=False)
+
+
 @pytest.fixture
 def client(page):
-    return Client(page[1], verbose=False, analytics_enabled=False)
+    return visitor(page[1])
 
 
 def ask(client, name="fastv", ratio=0.25, options="layer=3", question=QUESTION):
@@ -49,8 +55,12 @@ def ask(client, name="fastv", ratio=0.25, options="layer=3", question=QUESTION):
     return dict(zip(names, client.predict(question, name, ratio, options, api_name="/image_ask"), strict=True))
 
 
+def file_of(update) -> Path:
+    return Path(update.get("value", update)["path"])
+
+
 def pixels(update) -> np.ndarray:
-    with Image.open(update["value"] if isinstance(update, dict) else update) as picture:
+    with Image.open(file_of(update)) as picture:
         return np.asarray(picture.convert("RGB"))
 
 
@@ -83,8 +93,8 @@ def test_moving_the_ratio_changes_the_picture_and_says_that_answers_are_old(clie
     assert np.array_equal(pixels(kept), np.asarray(overlay(wanted.study.seen, wanted.trace.kept()[0])))
     line, *_ = client.predict("fastv", 0.25, "layer=3", api_name="/image_reselect")
     assert "stale" not in line
-    with pytest.raises(AppError, match="the scores are those of fastv; ask random first"):
-        client.predict("random", 0.5, "", api_name="/image_reselect")
+    line, *_ = client.predict("random", 0.5, "", api_name="/image_reselect")
+    assert "stale" in line and "the scores are those of fastv; ask random first" in line
 
 
 def test_a_cell_tells_its_story(client, asked):
@@ -98,19 +108,26 @@ def test_a_cell_tells_its_story(client, asked):
 
 
 def test_policies_bring_their_controls(client):
-    about, options, *slots = client.predict("idpruner", api_name="/image_policy")
+    slider, about, options, *slots = client.predict("idpruner", 0.25, api_name="/image_policy")
     shown = {slot["label"]: slot for slot in slots if slot.get("visible")}
     assert "marginal relevance" in about or "cosine" in about
     assert {"trade_off", "parallel_k", "importance", "budget", "compat"} == set(shown) and options == ""
     assert (shown["trade_off"]["minimum"], shown["trade_off"]["maximum"], shown["trade_off"]["value"]) == (0, 1, 0.5)
+    assert slider["interactive"] and (slider["minimum"], slider["value"]) == (0.02, 0.25)
     values = [slot.get("value") for slot in slots]
     values[[slot["label"] for slot in slots].index("trade_off")] = 0.75
     assert client.predict("idpruner", *values, api_name="/image_options") == "trade_off=0.75"
+    # what a policy does not take cannot be chosen
+    assert not client.predict("none", 0.25, api_name="/image_policy")[0]["interactive"]
+    slider = client.predict("dycoke", 0.1, api_name="/image_policy")[0]
+    with pytest.raises(ValueError, match="keep_ratio"):
+        vtprune.POLICIES["dycoke"](keep_ratio=slider["minimum"] - 0.01)
+    assert slider["value"] == vtprune.POLICIES["dycoke"](keep_ratio=slider["minimum"]).keep_ratio
 
 
 def test_two_users_do_not_disturb_each_other(page):
     """Oracle: each gets what it would get alone, while they take turns and ask at once."""
-    one, other = (Client(page[1], verbose=False, analytics_enabled=False) for _ in range(2))
+    one, other = visitor(page[1]), visitor(page[1])
     one.predict("scene 3", api_name="/image_example")
     other.predict("scene 4", api_name="/image_example")
     alone = [pixels(ask(user, question="How many objects are there?")["original"]) for user in (one, other)]
@@ -130,8 +147,7 @@ def test_two_users_do_not_disturb_each_other(page):
         assert ("72 of 144", "36 of 144")[i % 2] in line
     # what each sees next is about its own question
     assert "14 of 144" in one.predict("random", 0.1, "", api_name="/image_reselect")[0]
-    with pytest.raises(AppError, match="those of pool"):
-        other.predict("random", 0.1, "", api_name="/image_reselect")
+    assert "those of pool" in other.predict("random", 0.1, "", api_name="/image_reselect")[0]
 
 
 def test_a_file_of_ones_own(client, tmp_path):
@@ -177,7 +193,7 @@ def test_wrong_questions_and_options_are_explained(client, change, message):
 def test_what_users_and_models_say_is_text_not_html(client, asked):
     """A question's unknown words come back in a note; a model's answer, a name, an error of a policy go anywhere."""
     from vtprune.demo.grid import Cell
-    from vtprune.demo.page import compare_tab, words
+    from vtprune.demo.page import answers, compare_tab, words
 
     assert "&lt;img" in ask(client, question="What is <img src=x onerror=alert(1)> this?")["answers"]
     hostile, values = "<img src=x onerror=alert(1)>", dict(asked("fastv", 0.25).values)
@@ -185,18 +201,27 @@ def test_what_users_and_models_say_is_text_not_html(client, asked):
     values["pruned"] = {**values["pruned"], "answer": hostile, "notes": [hostile]}
     values["policy"] = {"name": hostile}
     cells = [Cell("fastv", 0.5, {}, error=hostile)]
-    for html in (words.answers(values), words.line(hostile), words.scale(0, 1, hostile), compare_tab._table(cells)):
+    for html in (
+        answers.answers(values),
+        words.line(hostile),
+        words.progress(0.5, hostile),
+        compare_tab._figures(cells),
+    ):
         assert "<img" not in html and "&lt;img" in html
+    assert "&lt;img" in words.scale(0, 1, hostile) and "&lt;img" in words.table((hostile,), [(hostile,)], hostile)
 
 
 def test_a_clip_its_sheet_and_its_bars(client):
     client.predict("clip 7", 16, api_name="/video_example")
-    line, answers, sheet, bars, budget = client.predict(
+    line, answers, clip, sheet, budget = client.predict(
         16, "How many different shapes appear?", "framefusion", 0.25, "", False, api_name="/video_ask"
     )
     assert re.search(r"Kept \d+ of 128 visual tokens", line) and len(said(answers)) == 2 and budget == ""
-    assert pixels(sheet).shape[1] > 600 and pixels(bars).shape == (260, 1200, 3)
-    assert len(re.findall(r"\d+", bars["alt_text"].partition("by step:")[2])) == 8
+    assert pixels(sheet).shape[1] > 600
+    # a panel for each of 8 steps, with words, and a bar; what they say adds up to what was kept
+    alts = re.findall(r'alt="[\d:.]+: kept (\d+) of 16', clip)
+    bars = re.search(r"kept by step: ([\d, ]+);", clip)[1].split(", ")
+    assert alts == bars and len(bars) == 8 and f"Kept {sum(map(int, bars))} of 128" in line
 
 
 def test_a_comparison_can_be_downloaded(client):
@@ -204,20 +229,22 @@ def test_a_comparison_can_be_downloaded(client):
 
     job = client.submit(QUESTION, ["random", "pool"], [0.25], api_name="/compare")
     job.result(timeout=120)
-    steps = job.outputs()
+    first, *steps = job.outputs()
+    assert "reading" in first[0]
     assert [re.search(r"\d of 2", step[0])[0] for step in steps] == ["1 of 2", "2 of 2", "2 of 2"]
-    _, _, png, numbers, _ = steps[-1]
-    assert len(json.loads(Path(numbers["value"]).read_text())["cells"]) == 2
-    assert pixels(png).shape == pixels(steps[1][1]).shape
+    _, grid, table, png, numbers = steps[-1]
+    cells = json.loads(file_of(numbers).read_text())["cells"]
+    assert len(cells) == 2 and pixels(png).shape[1] > 2 * 336
+    assert re.findall(r"<b>(\w+)</b>", grid) == [cell["policy"]["name"] for cell in cells] and table.count("<tr>") == 3
 
 
 def test_a_batch_grows_and_can_be_stopped(client, engine):
     """Oracle: after the stop no more questions are asked of the model."""
     job = client.submit(["random"], [0.25], 400, api_name="/batch")
     give_up = time.monotonic() + 60
-    while len(job.outputs()) < 2 and time.monotonic() < give_up:
+    while len(job.outputs()) < 3 and time.monotonic() < give_up:
         time.sleep(0.1)
-    assert "16 of 400" in job.outputs()[0][0] and "32 of 400" in job.outputs()[1][0]
+    assert [re.search(r"(\d+) of 400", step[0])[1] for step in job.outputs()[:3]] == ["0", "16", "32"]
     assert job.cancel()
     calls = []
     with engine.use("image") as loaded:
@@ -267,4 +294,4 @@ def test_nothing_was_asked_of_another_host(client):
 def test_every_picture_has_words(page):
     built, _ = page
     pictures = [block for block in built.blocks.values() if isinstance(block, gradio.Image)]
-    assert len(pictures) == 7 and all(picture.alt_text for picture in pictures)
+    assert len(pictures) == 3 and all(picture.alt_text for picture in pictures)

@@ -1,4 +1,6 @@
-"""The demo's drawings, pixel by pixel: scores as colours, merged groups, a ring, bars, points of a plot."""
+"""The demo's drawings: scores as colours, merged groups, a ring, a clip's panels, bars, points of a plot."""
+
+from xml.etree import ElementTree
 
 import numpy as np
 import pytest
@@ -8,8 +10,9 @@ from PIL import Image
 import vtprune
 from vtprune.draw import heat_map, overlay, score_cells, token_map
 from vtprune.draw.cell import cell_at, ringed
-from vtprune.draw.curve import COLORS, Point, curves, place
-from vtprune.draw.frame_bars import KEPT, OFFERED, frame_bars
+from vtprune.draw.clip_panels import clip_panels
+from vtprune.draw.curve import APART, COLORS, Point, curves, swatch
+from vtprune.draw.frame_bars import KEPT, MERGED, frame_bars
 from vtprune.draw.heat import ramp, span, with_scale
 from vtprune.draw.panel import GROUP
 from vtprune.draw.picture import INK, PAPER
@@ -107,29 +110,68 @@ def test_overlay_takes_a_report(engine, asked):
     assert np.array_equal(np.asarray(drawn), np.asarray(wanted))
 
 
+def parts(svg: str, name: str) -> list[ElementTree.Element]:
+    return list(ElementTree.fromstring(svg).iter("{http://www.w3.org/2000/svg}" + name))
+
+
 def test_bars_are_as_high_as_what_they_count():
-    """Oracle: pixels of each colour in a column, as shares of the tallest bar."""
-    drawn = np.asarray(frame_bars([16, 8, 0], [0, 4, 0], [16, 16, 16]))
-    blue, grey = (drawn == KEPT).all(-1), (drawn == OFFERED).all(-1)
-    columns = [int(np.argmax(blue.sum(0) > 100)) + 20 + round(i * (1200 - 64 - 8) / 3) for i in range(3)]
-    full, half, none = (blue[:, x].sum() for x in columns)
-    room = full - 1
-    assert none == 0 and grey[:, columns[0]].sum() == 0
-    # half a bar of kept tokens, and a line in every fourth pixel of a quarter of merged ones
-    assert abs(half - (room / 2 + 1 + room / 16)) <= 2
-    assert abs(grey[:, columns[2]].sum() - room) <= 2
+    """Oracle: the counts: of each colour a bar that stands on the one below it."""
+    drawn = frame_bars([16, 8, 0], [0, 4, 0], [16, 16, 12], ["<0:00>", "b", "c"])
+    bars = [{**bar.attrib} for bar in parts(drawn, "rect")]
+    found = {(color, float(bar["x"]) // 1): bar for bar in bars if (color := bar["fill"]) in (KEPT, MERGED)}
+    assert {at: (int(bar["y"]), int(bar["height"])) for at, bar in found.items()} == {
+        (KEPT, 0): (0, 16),
+        (KEPT, 1): (8, 8),
+        (MERGED, 1): (4, 4),
+    }
+    offered = [(int(bar["y"]), int(bar["height"])) for bar in bars if "fill-opacity" in bar]
+    assert offered == [(0, 16), (0, 16), (4, 12)]
+    assert [one.text for one in parts(drawn, "title")][:2] == ["<0:00>: 16 of 16 kept", "b: 8 of 16 kept, 4 merged"]
+    assert ElementTree.fromstring(drawn).attrib["viewBox"] == "0 0 3 16"
     with pytest.raises(ValueError, match="got 2, 1 and 2"):
         frame_bars([1, 2], [0], [1, 2])
 
 
 def test_points_stand_where_their_numbers_say():
-    size = (900, 460)
-    points = [Point(10, 0.5, 0.4, 0.6), Point(100, 1.0, 0.9, 1.0)]
-    drawn = np.asarray(curves({"fastv": points[:1], "random": points[1:]}, None, size))
-    for index, point in enumerate(points):
-        x, y = map(round, place(point, 100, size))
-        assert tuple(drawn[y, x]) == COLORS[index]
-    x, y = map(round, place(Point(50, 0.75, 0, 0), 100, size))
-    assert not any((drawn[y - 4 : y + 4, x - 4 : x + 4] == color).all(-1).any() for color in COLORS)
-    # nothing counted yet is a plot too
-    assert curves({}).size == size
+    """Oracle: the axes' own labels: a point lies between them as its numbers lie between theirs."""
+    series = {"fastv": [Point(10, 0.5, 0.4, 0.6), Point(50, 0.8, 0.7, 0.9)], "a <b>": [Point(100, 1.0, 0.9, 1.0)]}
+    drawn = curves(series, Point(100, 0.95, 0.9, 1.0))
+    words = {one.text: (float(one.attrib["x"]), float(one.attrib["y"]) - 4.5) for one in parts(drawn, "text")}
+
+    def where(point: Point) -> tuple[float, float]:
+        (x25, _), (x75, _), (_, y20), (_, y80) = (words[text] for text in ("25", "75", "20", "80"))
+        return x25 + (point.tokens - 25) * (x75 - x25) / 50, y20 + (point.share - 0.2) * (y80 - y20) / 0.6
+
+    marks = [(float(one.attrib["cx"]), float(one.attrib["cy"])) for one in parts(drawn, "circle")]
+    (square,) = parts(drawn, "rect")
+    marks.append(tuple(float(square.attrib[name]) + 5.5 for name in "xy"))
+    points = [*((point, -1) for point in series["fastv"]), (series["a <b>"][0], 1)]
+    for (x, y), (point, aside) in zip(marks, points, strict=True):
+        # marks of different policies stand apart, so that none hides another
+        assert (x - aside * APART / 2, y) == pytest.approx(where(point), abs=0.2)
+    assert [one.attrib["fill"] for one in parts(drawn, "circle")] == [COLORS[0]] * 2
+    assert (
+        square.attrib["fill"] == COLORS[1]
+        and "fastv: 50 % with 10" in ElementTree.fromstring(drawn).attrib["aria-label"]
+    )
+    # every policy has a mark of its own, and nothing counted yet is a plot too
+    assert len({swatch(number) for number in range(-1, 6)}) == 7
+    assert ElementTree.fromstring(curves({})).attrib["viewBox"] == "0 0 860 400"
+
+
+def test_panels_are_those_of_the_contact_sheet():
+    """Oracle: the frames: kept cells are their pixels, enlarged; counts are those that went in."""
+    frames = np.random.default_rng(0).integers(60, 200, (4, 8, 8, 3), dtype=np.uint8)
+    where = torch.cartesian_prod(torch.tensor([0]), torch.arange(2), torch.arange(2), torch.arange(2))
+    rows = torch.tensor([0, 5])
+    source = Kept("video", 0, rows, where[rows], 8, ((2, 2, 2),), None, where, None, None)
+    panels = clip_panels(frames, source, seconds=[0.0, 1.0, 2.0, 3.0], side=80)
+    assert [(one.time, one.count, one.kept, one.merged, one.of) for one in panels] == [
+        ("0:00.0", "1/4", 1, 0, 4),
+        ("0:02.0", "1/4", 1, 0, 4),
+    ]
+    for panel, frame, (row, column) in zip(panels, frames[::2], ((0, 0), (0, 1)), strict=True):
+        large = frame[4 * row : 4 * row + 4, 4 * column : 4 * column + 4].repeat(10, 0).repeat(10, 1)
+        gutter = (panel.picture.width - 80) // 3
+        top, left = gutter + row * (40 + gutter), gutter + column * (40 + gutter)
+        assert gutter == 3 and np.array_equal(np.asarray(panel.picture)[top : top + 40, left : left + 40], large)

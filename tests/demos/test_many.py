@@ -116,7 +116,7 @@ def test_a_clip_is_answered_in_stages_and_counted_by_step(engine):
     assert sum(step["of"] for step in steps) == pruned["visual_tokens_before"] == 128
     rows = {row["name"]: row for row in found.values["same_budget"]["rows"]}
     assert rows["more frames, pruned"]["frames"] > 16 > rows["fewer frames, unpruned"]["frames"]
-    assert found.sheet.width > 600 and found.bars.width == 1200
+    assert found.drawn.sheet.width > 600 and len(found.drawn.panels) == 8
     json.dumps(found.values, allow_nan=False)
 
     work = answer_clip(engine, shown, question, "framefusion", policy)

@@ -6,6 +6,7 @@ import argparse
 import dataclasses
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from math import isnan
 from typing import Any
 
 from PIL import Image
@@ -18,9 +19,10 @@ from vtprune.cli.measure import Times, Trial, look, time_trials
 from vtprune.cli.overlay import by_visual
 from vtprune.demo.engine import Engine
 from vtprune.demo.shown import Shown
-from vtprune.demo.study import MAX_NEW_TOKENS, ROUNDS, check_visual, numbers, read_study
+from vtprune.demo.study import MAX_NEW_TOKENS, ROUNDS, Stage, check_visual, numbers, read_study
 from vtprune.draw import contact_sheet
-from vtprune.draw.contact_sheet import clock
+from vtprune.draw.clip_panels import Panel, clip_panels
+from vtprune.draw.contact_sheet import legend_entries
 from vtprune.draw.frame_bars import frame_bars
 from vtprune.draw.steps import clip_sources, steps_of
 from vtprune.kept import Kept
@@ -28,24 +30,25 @@ from vtprune.models import Loaded
 
 
 @dataclass(frozen=True, eq=False)
+class DrawnClip:
+    """A clip over time, three times: a sheet, its panels one by one with what their cells mean, and bars as SVG."""
+
+    sheet: Image.Image
+    panels: list[Panel]
+    legend: list[tuple[Image.Image, str]]
+    bars: str
+
+
+@dataclass(frozen=True, eq=False)
 class ClipAnswered:
     """Both answers about a clip.
 
     values: plain numbers, with ``same_budget`` as ``vtprune run --compare frames`` has it, and ``steps``: what was kept
-            of each. sheet, bars: drawings, None where the places of the tokens are unknown.
+            of each. drawn: None where the places of the tokens are unknown.
     """
 
     values: dict[str, Any]
-    sheet: Image.Image | None
-    bars: Image.Image | None
-
-
-@dataclass(frozen=True)
-class Stage:
-    """What is being done, and how much is done before it, 0 to 1."""
-
-    share: float
-    what: str
+    drawn: DrawnClip | None
 
 
 def answer_clip(
@@ -92,33 +95,29 @@ def answer_clip(
         times = {name: Times() for name in trials}
         if rounds:
             times = time_trials(loaded, trials, MAX_NEW_TOKENS, rounds)
-        values = numbers(loaded, study, policy_name, report.policy, looked, bare, times, report)
+        values = numbers(loaded.name, study, policy_name, report.policy, looked, bare, times, report)
     if rows:
         values["same_budget"] = same_budget.values(values, clip, report, rows, times)
     yield Stage(0.9, "drawing")
-    sheet, bars, values["steps"] = None, None, []
+    drawn = None
     try:
         (kept,) = by_visual(report.kept(), [shown.visual])
-        sheet, bars, values["steps"] = draw_clip(study.seen, kept, shown.visual.seconds)
+        drawn = draw_clip(study.seen, kept, shown.visual.seconds)
     except ValueError as error:
         values["notes"].append(f"there is no drawing: {error}")
-    yield ClipAnswered(values, sheet, bars)
-
-
-def draw_clip(
-    frames: Any, kept: Kept | list[Kept], seconds: Sequence[float]
-) -> tuple[Image.Image, Image.Image, list[dict[str, Any]]]:
-    """The sheet, the bars, and the counts of each step. Raises ValueError for what has no grid, or several views."""
-    steps = steps_of(clip_sources(kept))
-    each = max(1, -(-len(seconds) // len(steps)))
-    starts = [float(seconds[min(i * each, len(seconds) - 1)]) for i in range(len(steps))]
-    counts = [
-        {"seconds": start, "kept": int(s.kept.sum()), "merged": int(s.merged.sum()), "of": s.of}
-        for start, s in zip(starts, steps, strict=True)
+    values["steps"] = [
+        {"seconds": None if isnan(one.seconds) else one.seconds, "kept": one.kept, "merged": one.merged, "of": one.of}
+        for one in (drawn.panels if drawn else ())
     ]
-    columns = ([one[name] for one in counts] for name in ("kept", "merged", "of"))
-    bars = frame_bars(*columns, [clock(start) for start in starts])
-    return contact_sheet(frames, kept, seconds=seconds), bars, counts
+    yield ClipAnswered(values, drawn)
+
+
+def draw_clip(frames: Any, kept: Kept | list[Kept], seconds: Sequence[float]) -> DrawnClip:
+    """The drawings. Raises ValueError for what has no grid, or several views."""
+    panels = clip_panels(frames, kept, seconds=seconds)
+    columns = ([getattr(one, name) for one in panels] for name in ("kept", "merged", "of", "time"))
+    legend = legend_entries(steps_of(clip_sources(kept)))
+    return DrawnClip(contact_sheet(frames, kept, seconds=seconds), panels, legend, frame_bars(*columns))
 
 
 def _scored(policy: Any, loaded: Loaded, shown: Shown, question: str) -> Any:

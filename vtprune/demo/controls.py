@@ -119,6 +119,17 @@ def has_ratio(name: str) -> bool:
     return "keep_ratio" in {field.name for field in dataclasses.fields(POLICIES[name])}
 
 
+LOWEST_RATIO = 0.02
+"""That a page offers."""
+
+
+def lowest_ratio(name: str) -> float:
+    """The lowest keep_ratio, in hundredths, that the policy takes before it has seen a model."""
+    cls = POLICIES[name]
+    hundredths = range(round(100 * LOWEST_RATIO), 100)
+    return next((n / 100 for n in hundredths if _accepts(cls, "keep_ratio", n / 100)), 1.0)
+
+
 def read_options(name: str, text: str | None) -> list[str]:
     """The lines of an options text. Raises UserError for options that the page does not offer."""
     text = text or ""

@@ -9,7 +9,7 @@ from PIL import Image
 from vtprune.cli.error import UserError
 from vtprune.demo.study import Answered, seen_picture
 from vtprune.demo.trace import Trace, passages, token_at
-from vtprune.draw import caption, heat_map, token_map
+from vtprune.draw import heat_map, token_map
 from vtprune.draw.cell import cell_at, ringed
 from vtprune.draw.heat import span
 from vtprune.draw.picture import enlarge
@@ -66,7 +66,7 @@ def by_site(answered: Answered, trace: Trace) -> list[tuple[Image.Image, str]]:
     for number, stop in enumerate(trace.stops):
         kept = _only(trace, number)
         if kept is not None:
-            found.append((token_map(seen, kept), f"{stop.name}: {caption(kept)}"))
+            found.append((token_map(seen, kept), f"{stop.name}: {len(kept.rows):,} of {kept.of:,}"))
     return found
 
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import inspect
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -54,6 +55,14 @@ class Answered:
     encoded: Mapping[str, Any] = field(default_factory=dict)
 
 
+@dataclass(frozen=True)
+class Stage:
+    """What is being done, and how much is done before it, 0 to 1."""
+
+    share: float
+    what: str
+
+
 def read_study(loaded: Loaded, shown: Shown, question: str) -> Study:
     """The prompt and the model inputs. Raises UserError for what the processor cannot read."""
     question = check_question(question)
@@ -75,21 +84,46 @@ def read_study(loaded: Loaded, shown: Shown, question: str) -> Study:
 
 def answer(loaded: Loaded, study: Study, policy_name: str, policy: Any, rounds: int = ROUNDS) -> Answered:
     """Answers, measures, and remembers what the policy saw. Raises ValueError where the policy does not fit."""
+    *_, found = answering(lambda: nullcontext(loaded), study, policy_name, policy, rounds)
+    return found
+
+
+def answering(
+    use: Callable[[], AbstractContextManager[Loaded]], study: Study, policy_name: str, policy: Any, rounds: int = ROUNDS
+) -> Iterator[Stage | Answered]:
+    """The same in steps: what was kept and said, then the unpruned answer beside it, last the times of both.
+
+    use: gives the model for one step; somebody else may have it in between. Until they are known, ``unpruned`` and
+    ``comparison`` of the values are None, and so are times. Whoever stops asking stops the work.
+    """
     watched = Watched(policy)
-    trial = pruned_trial(loaded, study.raw, study.parts, watched, None)
-    with trial.enter() as report:
-        said = look(loaded, trial.inputs, MAX_NEW_TOKENS)
-        check_visual(report, loaded)
-        trace = trace_of(report, watched)
-        encoded = _encoded(loaded, trial.inputs) if len(trace.stops) != 1 else {}
-    plain = Trial(trial.inputs)
-    bare = look(loaded, plain.inputs, MAX_NEW_TOKENS)
+    yield Stage(0.1, "answering with what the policy keeps")
+    with use() as loaded:
+        trial = pruned_trial(loaded, study.raw, study.parts, watched, None)
+        with trial.enter() as report:
+            said = look(loaded, trial.inputs, MAX_NEW_TOKENS)
+            check_visual(report, loaded)
+            trace = trace_of(report, watched)
+            encoded = _encoded(loaded, trial.inputs) if len(trace.stops) != 1 else {}
     times = {"unpruned": Times(), "pruned": Times()}
+    known = (loaded.name, study, policy_name, trace.policy, said)
+    yield Answered(study, trace, numbers(*known, None, times, report), encoded)
+    yield Stage(0.4, "answering with all visual tokens")
+    with use() as loaded:
+        plain = Trial(trial.inputs)
+        bare = look(loaded, plain.inputs, MAX_NEW_TOKENS)
+    yield Answered(study, trace, numbers(*known, bare, times, report), encoded)
+    for i in range(rounds):
+        yield Stage(0.6 + 0.4 * i / rounds, f"measuring, round {i + 1} of {rounds}")
+        with use() as loaded:
+            timed = pruned_trial(loaded, study.raw, study.parts, policy, None)
+            # who goes first alternates
+            trials = [("unpruned", plain), ("pruned", timed)][:: 1 - 2 * (i % 2)]
+            for name, more in time_trials(loaded, dict(trials), MAX_NEW_TOKENS, 1).items():
+                for kind in ("prefill", "token", "selector"):
+                    getattr(times[name], kind).extend(getattr(more, kind))
     if rounds:
-        timed = pruned_trial(loaded, study.raw, study.parts, policy, None)
-        times = time_trials(loaded, {"unpruned": plain, "pruned": timed}, MAX_NEW_TOKENS, rounds)
-    values = numbers(loaded, study, policy_name, trace.policy, said, bare, times, report)
-    return Answered(study, trace, values, encoded)
+        yield Answered(study, trace, numbers(*known, bare, times, report), encoded)
 
 
 def check_visual(report: Report, loaded: Loaded) -> None:
@@ -101,25 +135,25 @@ def check_visual(report: Report, loaded: Loaded) -> None:
 
 
 def numbers(
-    loaded: Loaded,
+    model: str,
     study: Study,
     policy_name: str,
     policy: Any,
     said: Look,
-    bare: Look,
+    bare: Look | None,
     times: Mapping[str, Times],
     report: Report,
 ) -> dict[str, Any]:
-    """Everything that was measured, as plain values."""
+    """Everything that was measured, as plain values; None for what needs the unpruned model's answer, without it."""
     return {
-        "model": loaded.name,
+        "model": model,
         "shown": study.shown.name,
         "question": study.question,
         "right_answer": study.shown.right(study.question),
         "policy": policy_values(policy_name, policy),
-        "unpruned": plain_numbers(bare, times["unpruned"]),
+        "unpruned": plain_numbers(bare, times["unpruned"]) if bare else None,
         "pruned": pruned_numbers(said, times["pruned"], report),
-        "comparison": compared(said, bare, times["pruned"], times["unpruned"]),
+        "comparison": compared(said, bare, times["pruned"], times["unpruned"]) if bare else None,
         "runs": len(times["pruned"].prefill),
         "notes": list(study.notes),
     }

@@ -55,9 +55,9 @@ def contact_sheet(
     Raises ValueError where the grid is unknown, frames and grid do not match, or ``columns`` do not fit.
     """
     sources = clip_sources(kept)
-    pictures = _pictures(frames)
+    pictures = frame_pictures(frames)
     each = frames_per_step(len(pictures), sources)
-    steps, times = steps_of(sources), _times(seconds, sources, len(pictures), each)
+    steps, times = steps_of(sources), step_times(seconds, sources, len(pictures), each)
     every = -(-len(steps) // MAX_PANELS)
     pictures, steps, times = pictures[:: each * every], steps[::every], times[::every]
     # frames that were taken three times a second, or more often, need hundredths
@@ -67,14 +67,15 @@ def contact_sheet(
     cells = tuple(max(step.kept.shape[axis] for step in steps) for axis in (0, 1))
     plan = arrange(len(steps), pictures[0].size, cells, needed, columns)
     panels = [
-        paint(_resized(picture, plan.scale), step, plan.gutter) for picture, step in zip(pictures, steps, strict=True)
+        paint(resized(picture, plan.scale), step, plan.gutter) for picture, step in zip(pictures, steps, strict=True)
     ]
     body = _rows(_slots(panels, steps, captions, needed), plan.columns)
     width = max(body.width, 600)
     return _on_paper(stack([label(title(sources, each, every), width), _legend(steps, width), body], gap=_GAP))
 
 
-def _pictures(frames: np.ndarray | Sequence[Image.Image | np.ndarray]) -> list[Image.Image]:
+def frame_pictures(frames: np.ndarray | Sequence[Image.Image | np.ndarray]) -> list[Image.Image]:
+    """Frames as pictures. Raises ValueError for other shapes and types, for none, and for several sizes."""
     pictures = []
     for frame in frames:
         if not isinstance(frame, Image.Image):
@@ -92,7 +93,7 @@ def _pictures(frames: np.ndarray | Sequence[Image.Image | np.ndarray]) -> list[I
     return pictures
 
 
-def _times(seconds: object, sources: Sequence[Kept], frames: int, each: int) -> list[float]:
+def step_times(seconds: object, sources: Sequence[Kept], frames: int, each: int) -> list[float]:
     """When each step begins, nan where unknown."""
     if seconds is None:
         known = [s.seconds.tolist() if s.seconds is not None else [math.nan] * s.grids[0][0] for s in sources]
@@ -192,7 +193,8 @@ def _fit(size: tuple[int, int], cells: tuple[int, int], room: tuple[int, int]) -
     return max(scale, 1 / longest), gutter
 
 
-def _resized(picture: Image.Image, scale: float) -> Image.Image:
+def resized(picture: Image.Image, scale: float) -> Image.Image:
+    """Times a scale: pixel by pixel where it is 1 or more, smoothly shrunk below."""
     size = tuple(max(1, int(scale * side)) for side in picture.size)
     return picture.convert("RGB").resize(size, Image.Resampling.NEAREST if scale >= 1 else Image.Resampling.LANCZOS)
 
@@ -232,8 +234,8 @@ def _rows(slots: Sequence[Image.Image], columns: int) -> Image.Image:
     return canvas
 
 
-def _legend(steps: Sequence[Step], width: int) -> Image.Image:
-    """What the cells and the bar mean, as far as they occur, wrapped to the width."""
+def legend_entries(steps: Sequence[Step]) -> list[tuple[Image.Image, str]]:
+    """What the cells mean, as far as they occur: a made-up cell or two, and words."""
     lies = {int(where) for step in steps for where in np.unique(step.lies[step.merged])}
     entries = [(_swatch([0]), "kept")]
     words = {-1: "in an earlier panel", 0: "in this panel", 1: "in a later panel"}
@@ -241,8 +243,15 @@ def _legend(steps: Sequence[Step], width: int) -> Image.Image:
         entries.append((_swatch([0, 0] if at == 0 else [1], at), f"merged into a kept token {words[at]}"))
     if any((step.group < 0).any() for step in steps):
         entries.append((_swatch([-1]), "dropped"))
-    shares = "kept (dark) and merged (striped)" if lies else "kept"
-    entries.append((share_bar(60, _BAR, 0.4, 0.3 if lies else 0), f"share {shares}; below it the time, and kept/all"))
+    return entries
+
+
+def _legend(steps: Sequence[Step], width: int) -> Image.Image:
+    """What the cells and the bar mean, as far as they occur, wrapped to the width."""
+    merged = any(step.merged.any() for step in steps)
+    shares = "kept (dark) and merged (striped)" if merged else "kept"
+    bar = (share_bar(60, _BAR, 0.4, 0.3 if merged else 0), f"share {shares}; below it the time, and kept/all")
+    entries = [*legend_entries(steps), bar]
     face, high = type_face(16), _SWATCH + 12
     boxes, x, y = [], 0, 0
     for picture, text in entries:

@@ -1,25 +1,20 @@
-"""Draws how many visual tokens each step of a clip kept: bars over time, merged tokens striped on top of kept ones."""
+"""Draws how many visual tokens each step of a clip kept, as SVG: bars over time, merged tokens on top of kept ones."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from html import escape
 
-from PIL import Image, ImageDraw
-
-from vtprune.draw.picture import INK, PAPER, type_face
-
-KEPT, OFFERED = (0, 114, 178), (222, 222, 222)
-"""Blue of the palette of Okabe and Ito; a light grey."""
-
-_WIDTH, _HEIGHT, _LEFT, _BELOW, _ABOVE = 1200, 260, 64, 40, 30  # pixels
+KEPT, MERGED = "#0072B2", "#8CC8EC"
+"""Dark and light blue, which brightness alone tells apart, also from the faint grey of what was offered."""
 
 
 def frame_bars(
     kept: Sequence[int], merged: Sequence[int], of: Sequence[int], captions: Sequence[str] | None = None
-) -> Image.Image:
-    """A bar for each step: blue for kept tokens, stripes for merged ones, grey up to what was offered.
+) -> str:
+    """An SVG element that stretches to the place it is given: a bar for each step, one unit wide, as high as counted.
 
-    kept, merged, of: counts by step. captions: below the bars, as many as there is room for.
+    kept, merged, of: counts by step. captions: what the steps are called when they are pointed at, such as times.
     Raises ValueError for lists of unequal length, or empty ones.
     """
     n = len(kept)
@@ -28,27 +23,22 @@ def frame_bars(
             f"frame_bars() takes as many kept, merged and offered counts as there are steps, one or more; got {n}, "
             f"{len(merged)} and {len(of)}"
         )
-    drawn = Image.new("RGB", (_WIDTH, _HEIGHT), PAPER)
-    pen, face = ImageDraw.Draw(drawn), type_face(16)
-    bottom, room = _HEIGHT - _BELOW, _HEIGHT - _BELOW - _ABOVE
-    most = max(*of, 1)
-    for value in sorted({0, most // 2, most}):
-        y = bottom - round(room * value / most)
-        pen.line((_LEFT - 6, y, _LEFT - 1, y), fill=INK)
-        pen.text((_LEFT - 12 - face.getlength(str(value)), y - 10), str(value), fill=INK, font=face)
-    edges = [_LEFT + round((_WIDTH - _LEFT - 8) * i / n) for i in range(n + 1)]
-    every = -(-n * 56 // (_WIDTH - _LEFT))
-    for i in range(n):
-        left, right = edges[i], max(edges[i], edges[i + 1] - (3 if edges[i + 1] - edges[i] > 6 else 1))
-        tops = [bottom - round(room * count / most) for count in (of[i], kept[i] + merged[i], kept[i])]
-        pen.rectangle((left, tops[0], right, bottom), fill=OFFERED)
-        for y in range(tops[1], tops[2], 4):
-            pen.line((left, y, right, y), fill=KEPT)
-        if kept[i]:
-            pen.rectangle((left, tops[2], right, bottom), fill=KEPT)
-        if captions is not None and i % every == 0:
-            pen.text((left, bottom + 8), captions[i], fill=INK, font=face)
-    pen.line((_LEFT, bottom, _WIDTH - 8, bottom), fill=INK)
-    stripes = ", striped: merged" if any(merged) else ""
-    pen.text((_LEFT, 4), f"visual tokens by step. blue: kept{stripes}, grey: offered", fill=INK, font=face)
-    return drawn
+    most, names = max(*of, 1), captions or [f"step {i + 1}" for i in range(n)]
+    parts = []
+    for i, (k, m, o) in enumerate(zip(kept, merged, of, strict=True)):
+        title = f"{names[i]}: {k} of {o} kept" + (f", {m} merged" if m else "")
+        bars = _bar(i, 0, o, most, 'fill="currentColor" fill-opacity="0.14"')
+        bars += _bar(i, k, m, most, f'fill="{MERGED}"') + _bar(i, 0, k, most, f'fill="{KEPT}"')
+        parts.append(f"<g><title>{escape(title)}</title>{bars}</g>")
+    spoken = f"Visual tokens kept by step: {', '.join(map(str, kept))}; offered: {', '.join(map(str, of))}"
+    return (
+        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {n} {most}" preserveAspectRatio="none" role="img" '
+        f'aria-label="{spoken}">{"".join(parts)}</svg>'
+    )
+
+
+def _bar(i: int, low: int, count: int, most: int, look: str) -> str:
+    """A bar of the step of this number from ``low`` upwards; nothing for a count of 0."""
+    if not count:
+        return ""
+    return f'<rect x="{i + 0.06:g}" y="{most - low - count}" width="0.88" height="{count}" {look}/>'

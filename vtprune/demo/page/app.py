@@ -6,7 +6,7 @@ from vtprune.demo.engine import Engine
 from vtprune.demo.page.batch_tab import batch_tab
 from vtprune.demo.page.compare_tab import compare_tab
 from vtprune.demo.page.image_tab import image_tab
-from vtprune.demo.page.style import CSS, theme
+from vtprune.demo.page.style import CSS, HEAD, theme
 from vtprune.demo.page.video_tab import video_tab
 from vtprune.demo.shown import MAX_BYTES
 
@@ -20,7 +20,7 @@ KEEP_FILES = (3_600, 7_200)
 """Seconds: how often drawings and uploads are looked through, and how old they become."""
 
 TITLE = "vtprune: what a vision-language model still sees"
-HEAD = """
+WELCOME = """
 # vtprune: what a vision-language model still sees
 A picture becomes hundreds of visual tokens. A policy keeps some of them and drops or merges the others, so that the
 language model has less to read. Here both answers stand side by side: with all tokens, and with those that were kept.
@@ -30,15 +30,13 @@ language model has less to read. Here both answers stand side by side: with all 
 def build(engine: Engine) -> gr.Blocks:
     """The page. Nothing is loaded and nothing is served yet."""
     with gr.Blocks(title=TITLE, analytics_enabled=False, delete_cache=KEEP_FILES) as page:
-        gr.Markdown(HEAD, elem_classes="vt-head")
+        gr.Markdown(WELCOME, elem_classes="vt-head")
         with gr.Tab("Image"):
-            first = image_tab(engine)
+            image_tab(engine, page)
         for name, tab in (("Video", video_tab), ("Compare", compare_tab), ("Batch", batch_tab)):
             with gr.Tab(name):
                 tab(engine)
         gr.Markdown(_about(engine), elem_classes="vt-note")
-        # a newcomer sees an answer before the first click
-        page.load(**first, api_name="image_ask_first", api_visibility="undocumented")
     page.queue(max_size=QUEUE, default_concurrency_limit=4)
     return page
 
@@ -57,6 +55,7 @@ def launch(page: gr.Blocks, host: str = "127.0.0.1", port: int | None = None) ->
         server_port=port,
         theme=theme(),
         css=CSS,
+        head=HEAD,
         share=False,
         inbrowser=False,
         show_error=True,

@@ -1,15 +1,16 @@
 """The batch tab: questions of the embedded task, accuracy against visual tokens kept, while it is being counted."""
 
 from collections.abc import Iterator
+from functools import partial
+from html import escape
 from typing import Any
 
 import gradio as gr
 
-from vtprune.demo.batch import CHUNK, FEWEST, MOST, Tally, check_count, series, tallies
+from vtprune.demo.batch import CHUNK, FEWEST, MOST, WHOLE, Tally, check_count, series, tallies
 from vtprune.demo.engine import Engine
-from vtprune.demo.page import words
-from vtprune.demo.page.words import PROGRESS, told
-from vtprune.draw.curve import curves
+from vtprune.demo.page import stopping, words
+from vtprune.draw.curve import curves, swatch
 from vtprune.policies.base import POLICIES
 
 FIRST_POLICIES = ("fastv", "random")
@@ -18,56 +19,56 @@ ABOUT = (
     f"Generated scenes that the small model was not trained on, one question each, {CHUNK} at a time. With few "
     "questions the bars are wide: believe a difference only where they do not overlap."
 )
+WIDE, NARROW = (860, 400), (350, 330)
+"""Sizes of the plot, of which the page shows the one that fits."""
 
 
 def batch_tab(engine: Engine) -> None:
     """The tab, inside a gr.Blocks."""
     with gr.Row():
         with gr.Column(scale=1, min_width=300):
-            gr.Markdown(ABOUT)
+            words.html(words.note(ABOUT))
             first = [name for name in FIRST_POLICIES if name in POLICIES]
             policies = gr.Dropdown(sorted(POLICIES), value=first, multiselect=True, label="Policies")
             ratios = gr.CheckboxGroup(list(RATIOS), value=[0.1, 0.25, 0.5], label="Keep ratios")
             n = gr.Slider(FEWEST, MOST, value=64, step=4, label="Questions", buttons=[])
             with gr.Row():
-                go = gr.Button("Run", variant="primary", min_width=110)
-                stop = gr.Button("Stop", min_width=80)
+                go = gr.Button("Run", variant="primary", scale=2, min_width=110)
+                stop = stopping.stop_button()
         with gr.Column(scale=3, min_width=320):
-            line = gr.HTML(words.empty("Run, and the plot grows here."))
-            plot = gr.Image(
-                label="Accuracy against visual tokens kept",
-                alt_text="Plot",
-                format="png",
-                interactive=False,
-                buttons=["download"],
-            )
-            table = gr.HTML()
+            line = words.html(words.empty("Run, and the plot grows here."), min_height=46)
+            plot = words.html()
+            table = words.html()
 
-    def run(names: list[str], ratios: list[float], n: float, progress: gr.Progress = PROGRESS) -> Iterator[list[Any]]:
+    def steps(names: list[str], ratios: list[float], n: float) -> Iterator[list[Any]]:
+        total = check_count(n)
+        yield [words.progress(0, f"0 of {total} questions"), gr.skip(), gr.skip()]
+        for counts in tallies(engine, total, names, ratios):
+            done = counts[0].asked
+            said = words.line(f"{total} of {total} questions.")
+            if done < total:
+                said = words.progress(done / total, f"{done} of {total} questions")
+            yield [said, _plot(counts), _table(counts)]
+
+    def run(names: list[str], ratios: list[float], n: float) -> Iterator[list[Any]]:
         """The plot so far, after every few questions."""
-        with told():
-            total = check_count(n)
-            progress((0, total), "asking")
-            for counts in tallies(engine, total, names, ratios):
-                progress((counts[0].asked, total), f"{counts[0].asked} of {total} questions")
-                said = words.line(f"{counts[0].asked} of {total} questions{'.' if counts[0].asked == total else ' …'}")
-                yield [said, _plot(counts), _table(counts)]
+        yield from words.explained(steps(names, ratios, n), 3, 0)
 
-    going = go.click(
-        run,
-        [policies, ratios, n],
-        [line, plot, table],
-        api_name="batch",
-        concurrency_id="long",
-        concurrency_limit=2,
-        show_progress="minimal",
+    work = {"concurrency_id": "long", "concurrency_limit": 2, "show_progress": "hidden"}
+    shown = [line, plot, table]
+    going = partial(gr.on, fn=run, inputs=[policies, ratios, n], outputs=shown, api_name="batch", **work)
+    stopping.connect(stop, [go.click], going, line, "batch")
+
+
+def _plot(counts: list[Tally]) -> str:
+    found, whole = series(counts)
+    marks = [(-1, WHOLE), *enumerate(found)]
+    keys = "".join(f"<span>{swatch(number)}{escape(name)}</span>" for number, name in marks)
+    drawn = "".join(
+        f'<div class="vt-plot {kind}">{curves(found, whole, size)}</div>'
+        for kind, size in (("wide", WIDE), ("narrow", NARROW))
     )
-    stop.click(lambda: words.line("Stopped."), None, line, cancels=[going], queue=False, api_name="batch_stop")
-
-
-def _plot(counts: list[Tally]) -> gr.Image:
-    spoken = "; ".join(f"{row[0]} at {row[1]}: {row[3]} right" for row in _rows(counts))
-    return gr.Image(value=curves(*series(counts)), alt_text=f"Accuracy against visual tokens kept. {spoken}")
+    return words.heading("Accuracy against visual tokens kept") + f'<div class="vt-keys">{keys}</div>{drawn}'
 
 
 def _rows(counts: list[Tally]) -> list[tuple[str, ...]]:

@@ -1,29 +1,36 @@
 """The image tab: a picture, a question, a policy; what was kept, at which site, and what that changed."""
 
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import gradio as gr
 
-from vtprune.cli.error import UserError
+from vtprune.cli.error import UserError, one_line
 from vtprune.demo.controls import read_options, read_policy
 from vtprune.demo.engine import Engine
+from vtprune.demo.page import figures, stopping, words
 from vtprune.demo.page import picture_box as pictures_of
 from vtprune.demo.page import policy_box as policies_of
-from vtprune.demo.page import words
+from vtprune.demo.page.answers import answers
 from vtprune.demo.page.picture_box import PictureBox
 from vtprune.demo.page.policy_box import PolicyBox
-from vtprune.demo.page.words import PROGRESS, told
+from vtprune.demo.page.words import MISTAKES, told
 from vtprune.demo.pictures import Pictures, by_site, cell_of, check_cell, pictures, story, summary
 from vtprune.demo.shown import Shown
-from vtprune.demo.study import Answered, answer, read_study, reselect
+from vtprune.demo.study import Answered, Stage, answering, read_study, reselect
 from vtprune.demo.trace import Trace
 
 KEEP = 3_600
 """Seconds that a session without events is remembered."""
 
 NOT_YET = "ask a question first: there is nothing to look at yet"
-INSPECT = "Click a cell of a picture, or name its row and column, to see its score, its rank, and where it was dropped."
+INSPECT = "Click a cell of a picture, or name its row and column: its score, its rank, and where it was dropped."
+KEYS = (
+    '<div class="vt-keys"><span><i class="kept-cell"></i>kept</span><span><i class="merged-cell"></i>merged</span>'
+    '<span><i class="dropped-cell"></i>dropped</span></div>'
+)
 
 
 @dataclass(frozen=True)
@@ -37,8 +44,8 @@ class View:
     heat: gr.Image
     kept: gr.Image
     scale: gr.HTML
+    sites: gr.HTML
     answers: gr.HTML
-    sites: gr.Gallery
     story: gr.HTML
 
     @property
@@ -46,80 +53,107 @@ class View:
         return [self.line, self.original, self.heat, self.kept, self.scale, self.sites]
 
 
-def image_tab(engine: Engine) -> dict[str, Any]:
-    """The tab, inside a gr.Blocks; returns the event that asks, for the page to begin with."""
+def image_tab(engine: Engine, page: gr.Blocks) -> None:
+    """The tab, inside the page, with whose opening it asks its first question."""
     model = engine.names["image"]
     with gr.Row():
         with gr.Column(scale=1, min_width=300):
             picture = pictures_of.picture_box()
-            policy = policies_of.policy_box(model, "fastv", 0.25)
-            ask = gr.Button("Ask both", variant="primary")
+            ask = gr.Button("Ask", variant="primary", scale=2, min_width=110, render=False)
+            stop = stopping.stop_button(render=False)
+            policy = policies_of.policy_box(model, "fastv", 0.25, [ask, stop])
         with gr.Column(scale=3, min_width=320):
-            view = _view()
-            with gr.Accordion("One visual token", open=True):
-                with gr.Row():
-                    row = gr.Number(1, label="Row", minimum=1, precision=0, min_width=90)
-                    column = gr.Number(1, label="Column", minimum=1, precision=0, min_width=90)
-                    look = gr.Button("Inspect", min_width=90)
-                view.story.render()
-    first = _ask_events(engine, picture, policy, ask, view)
-    selecting = _look_events(engine, policy, view)
-    # letting go of the slider asks; what is still being selected from the scores of before is not wanted any more
-    more = {"api_name": "image_ask_after_ratio", "api_visibility": "undocumented", "cancels": [selecting]}
-    policy.ratio.release(**first, **more)
-    _inspect_events(view, row, column, look)
-    return first
+            line = words.html(words.empty("Ask, and both answers appear here."), min_height=46)
+            images, scale = _pictures()
+            told_of, *place = _inspector()
+            sites, both = words.html(visible=False), words.html()
+    view = View(gr.State(time_to_live=KEEP), gr.State(time_to_live=KEEP), line, *images, scale, sites, both, told_of)
+    pictures_of.connect(picture, "image")
+    policies_of.connect(policy, model, "image")
+    # a newcomer sees an answer before the first click; later every choice asks, the last one if there are several
+    triggers = [ask.click, picture.question.input, policy.ratio.release]
+    triggers += [picture.shown.change, policy.chosen.change, page.load]
+    stopping.connect(stop, triggers, partial(_ask_event, engine, picture, policy, view), line, "image")
+    _look_events(engine, policy, view)
+    _inspect_events(view, *place)
 
 
-def _view() -> View:
-    line = gr.HTML(words.empty("Ask, and both answers appear here."))
-    with gr.Row():
-        names = ("What the model sees", "Scores", "What was kept")
-        found = [
-            gr.Image(label=name, alt_text=name, format="png", interactive=False, buttons=["download"], min_width=200)
-            for name in names
-        ]
-    scale, answers = gr.HTML(), gr.HTML()
-    sites = gr.Gallery(label="Which tokens survive to which layer", columns=3, format="png", visible=False, height=320)
-    told_of = gr.HTML(words.line(INSPECT), render=False)
-    return View(gr.State(time_to_live=KEEP), gr.State(time_to_live=KEEP), line, *found, scale, answers, sites, told_of)
+def _pictures() -> tuple[list[gr.Image], gr.HTML]:
+    """The three pictures side by side, each below its title, and what the colours of the second mean."""
+    found, below = [], []
+    with gr.Row(elem_classes="vt-trio"):
+        for name, under, width in (
+            ("What the model sees", words.note("Each cell is one visual token."), 150),
+            ("Scores", "", 150),
+            ("What was kept", KEYS, 250),
+        ):
+            with gr.Column(min_width=width):
+                words.html(words.heading(name))
+                picture = gr.Image(alt_text=name, show_label=False, format="png", interactive=False, buttons=[])
+                found.append(picture)
+                below.append(words.html(under))
+    return found, below[1]
+
+
+def _inspector() -> tuple[gr.HTML, gr.Number, gr.Number, gr.Button]:
+    """The story of one token, and where to name it by keyboard."""
+    with gr.Row(elem_classes="vt-inspect"):
+        told_of = words.html(words.line(INSPECT))
+        with gr.Column(scale=0, min_width=290):
+            with gr.Row():
+                row = gr.Number(1, label="Row", minimum=1, precision=0, min_width=70)
+                column = gr.Number(1, label="Column", minimum=1, precision=0, min_width=70)
+                look = gr.Button("Inspect", size="md", min_width=90)
+    return told_of, row, column, look
 
 
 # ---- asking
 
 
-def _ask_events(engine: Engine, picture: PictureBox, policy: PolicyBox, ask: gr.Button, view: View) -> dict[str, Any]:
-    def run(
-        shown: Shown, question: str, name: str, ratio: float, options: str, progress: gr.Progress = PROGRESS
-    ) -> list[Any]:
-        """Both answers, their costs, and drawings of what was kept."""
-        with told():
-            progress(0.1, "answering")
-            with engine.use("image") as loaded:
-                wanted = read_policy(name, ratio, options)
-                found = answer(loaded, read_study(loaded, shown, question), name, wanted)
-            progress(0.8, "drawing")
-            drawn = draw(found, found.trace)
-            return [found, found.trace, *drawn, words.answers(found.values), words.line(INSPECT)]
+def _ask_event(engine: Engine, picture: PictureBox, policy: PolicyBox, view: View, triggers: Sequence[Any]) -> Any:
+    shown = [view.answered, view.trace, *view.drawings, view.answers, view.story]
+    quiet = [gr.skip()] * (len(shown) - 3)
+
+    def steps(shown: Shown, question: str, name: str, ratio: float, options: str) -> Iterator[list[Any]]:
+        wanted, drawn, said = read_policy(name, ratio, options), None, ""
+        with engine.use("image") as loaded:
+            study = read_study(loaded, shown, question)
+        for found in answering(partial(engine.use, "image"), study, name, wanted):
+            if isinstance(found, Stage):
+                yield [gr.skip(), gr.skip(), words.progress(found.share, found.what, said), *quiet]
+                continue
+            first, drawn = drawn is None, drawn or draw(found, found.trace)
+            said = summary(found.trace)
+            done = bool(found.values["runs"])
+            told_of = words.line(INSPECT) if first else gr.skip()
+            drawings = drawn if first or done else [gr.skip()] * len(drawn)
+            yield [found, found.trace, *drawings, answers(found.values, busy=not done), told_of]
+
+    def run(shown: Shown, question: str, name: str, ratio: float, options: str) -> Iterator[list[Any]]:
+        """What was kept, then both answers, then their costs."""
+        yield from words.explained(steps(shown, question, name, ratio, options), 10, 2)
 
     given = [picture.shown, picture.question, policy.policy, policy.ratio, policy.options]
-    shown = [view.answered, view.trace, *view.drawings, view.answers, view.story]
-    same = {"fn": run, "inputs": given, "outputs": shown, "concurrency_id": "model", "concurrency_limit": 2}
-    ask.click(**same, api_name="image_ask")
-    picture.question.select(**same, api_name="image_ask_after_question", api_visibility="undocumented")
-    chosen = [*pictures_of.connect(picture, "image"), policies_of.connect(policy, engine.names["image"], "image")]
-    for number, event in enumerate(chosen):
-        event.success(**same, api_name=f"image_ask_after_choice_{number}", api_visibility="undocumented")
-    return same
+    return gr.on(
+        triggers,
+        run,
+        given,
+        shown,
+        api_name="image_ask",
+        concurrency_id="model",
+        concurrency_limit=2,
+        show_progress="hidden",
+        trigger_mode="always_last",
+    )
 
 
 def draw(answered: Answered, trace: Trace, ring: tuple[int, int] | None = None) -> list[Any]:
     """What the components of ``View.drawings`` show."""
-    found, sites = pictures(answered, trace, ring), by_site(answered, trace) if len(trace.stops) > 1 else []
+    found, after = pictures(answered, trace, ring), by_site(answered, trace) if len(trace.stops) > 1 else []
     said = summary(trace)
-    scale = words.scale(found.low, found.high, found.what) if found.heat else words.line(found.why)
-    gallery = gr.Gallery(value=sites, visible=bool(sites))
-    return [words.line(said), *_images(found, said), scale, gallery]
+    what = f"{answered.values['policy']['name']}: {found.what}; yellow is high"
+    scale = words.scale(found.low, found.high, what) if found.heat else words.note(found.why)
+    return [words.line(said), *_images(found, said), scale, gr.HTML(figures.sites(after), visible=bool(after))]
 
 
 def _images(found: Pictures, said: str) -> list[Any]:
@@ -137,20 +171,11 @@ def _images(found: Pictures, said: str) -> list[Any]:
 def _look_events(engine: Engine, policy: PolicyBox, view: View) -> Any:
     def select(answered: Answered | None, name: str, ratio: float, options: str) -> list[Any]:
         """What another keep ratio keeps, from cached scores; the answers stay those of the last question."""
-        with told():
-            _check_answered(answered)
-            _check_same(answered, name, options)
-            read_policy(name, ratio, options)
-            trace = reselect(engine, answered, ratio)
-            line, _, heat, kept, scale, sites = draw(answered, trace)
-            if len(trace.stops) == 1:
-                # the scores are what they were
-                heat = scale = gr.skip()
-            asked = getattr(answered.trace.policy, "keep_ratio", None)
-            if asked is not None and asked != ratio:
-                below = f"{summary(trace)} The answers below are those of keep ratio {asked:g}."
-                line = words.line(below, stale=True)
-            return [trace, line, heat, kept, scale, sites]
+        try:
+            return _selected(engine, answered, name, ratio, options)
+        except MISTAKES as error:
+            # a slider that is being moved would fill the page with messages
+            return [gr.skip(), words.line(one_line(error), stale=True), *[gr.skip()] * 4]
 
     return policy.ratio.input(
         select,
@@ -161,6 +186,21 @@ def _look_events(engine: Engine, policy: PolicyBox, view: View) -> Any:
         trigger_mode="always_last",
         concurrency_limit=4,
     )
+
+
+def _selected(engine: Engine, answered: Answered | None, name: str, ratio: float, options: str) -> list[Any]:
+    _check_answered(answered)
+    _check_same(answered, name, options)
+    read_policy(name, ratio, options)
+    trace = reselect(engine, answered, ratio)
+    line, _, heat, kept, scale, sites = draw(answered, trace)
+    if len(trace.stops) == 1:
+        # the scores are what they were
+        heat = scale = gr.skip()
+    asked = getattr(answered.trace.policy, "keep_ratio", None)
+    if asked is not None and asked != ratio:
+        line = words.line(f"{summary(trace)} The answers are those of keep ratio {asked:g}: press Ask.", stale=True)
+    return [trace, line, heat, kept, scale, sites]
 
 
 def _check_answered(answered: Answered | None) -> None:

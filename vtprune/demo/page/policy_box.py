@@ -7,7 +7,15 @@ from typing import Any
 import gradio as gr
 
 from vtprune.cli.docs import policy_card
-from vtprune.demo.controls import DEFAULT, Control, controls_of, has_ratio, options_text, suggested
+from vtprune.demo.controls import (
+    DEFAULT,
+    Control,
+    controls_of,
+    has_ratio,
+    lowest_ratio,
+    options_text,
+    suggested,
+)
 from vtprune.demo.page.words import told
 from vtprune.policies.base import POLICIES
 
@@ -17,9 +25,13 @@ KINDS = ("choice", "switch", "number", "whole", "text")
 
 @dataclass(frozen=True)
 class PolicyBox:
-    """The components. options: lines ``name=value``, which is what an answer goes by."""
+    """The components. options: lines ``name=value``, which is what an answer goes by.
+
+    chosen: the policy whose controls are shown, which lags behind ``policy`` while they are fetched.
+    """
 
     policy: gr.Dropdown
+    chosen: gr.State
     ratio: gr.Slider
     options: gr.Textbox
     about: gr.Markdown
@@ -30,12 +42,21 @@ class PolicyBox:
         return [slot for kind in KINDS for slot in self.slots[kind]]
 
 
-def policy_box(model: str, policy: str, ratio: float) -> PolicyBox:
-    """The components, for a policy to begin with."""
+def policy_box(model: str, policy: str, ratio: float, buttons: Sequence[gr.Button]) -> PolicyBox:
+    """The components, for a policy to begin with. buttons: that ask, put above the long list of options."""
     choice = gr.Dropdown(sorted(POLICIES), value=policy, label="Policy", info="how visual tokens are chosen")
     slider = gr.Slider(
-        0.02, 1.0, value=ratio, step=0.01, label="Keep ratio", info="fraction of visual tokens KEPT", buttons=[]
+        lowest_ratio(policy),
+        1.0,
+        value=ratio,
+        step=0.01,
+        label="Keep ratio",
+        info="fraction of visual tokens KEPT",
+        buttons=[],
     )
+    with gr.Row():
+        for button in buttons:
+            button.render()
     with gr.Accordion("Options of the policy", open=False):
         about = gr.Markdown(about_policy(policy))
         slots = _slots(policy)
@@ -46,7 +67,7 @@ def policy_box(model: str, policy: str, ratio: float) -> PolicyBox:
             lines=2,
             max_lines=6,
         )
-    return PolicyBox(choice, slider, options, about, slots)
+    return PolicyBox(choice, gr.State(policy), slider, options, about, slots)
 
 
 def _slots(policy: str) -> dict[str, list[Any]]:
@@ -89,18 +110,24 @@ def about_policy(name: str) -> str:
     """What a policy is, in its own words."""
     card = policy_card(name, POLICIES[name])
     source = f"\n\n*{card.source}*" if card.source else ""
-    ratio = "" if has_ratio(name) else "\n\nIt has no keep ratio: the slider changes nothing."
+    ratio = "" if has_ratio(name) else "\n\nIt has no keep ratio, so the slider is off."
     return f"**{name}**: {card.summary or card.title}{source}{ratio}"
 
 
-def connect(box: PolicyBox, model: str, prefix: str) -> Any:
-    """The events of the box; returns the one of choosing a policy, which others may follow. prefix: of API names."""
+def connect(box: PolicyBox, model: str, prefix: str) -> None:
+    """The events of the box; whoever wants to follow a choice listens to ``box.chosen.change``.
 
-    def choose(name: str) -> list[Any]:
-        """Shows the controls of a policy, and its suggested options."""
+    model: whose suggestions are followed. prefix: of API names.
+    """
+
+    def choose(name: str, ratio: float) -> list[Any]:
+        """Shows the controls of a policy, its suggested options, and the keep ratios that it takes."""
         with told():
-            has_ratio(name)
-            shown: list[Any] = [about_policy(name), suggested(model, name)]
+            lowest = lowest_ratio(name) if has_ratio(name) else None
+            slider = gr.Slider(interactive=lowest is not None)
+            if lowest is not None:
+                slider = gr.Slider(minimum=lowest, value=max(ratio, lowest), interactive=True)
+            shown: list[Any] = [name, slider, about_policy(name), suggested(model, name)]
             for kind in KINDS:
                 mine = [control for control in controls_of(name) if control.kind == kind]
                 for i in range(len(box.slots[kind])):
@@ -115,8 +142,9 @@ def connect(box: PolicyBox, model: str, prefix: str) -> Any:
     # a hand moved it; what choosing a policy writes into the slots is none
     moved = [slot.input for slot in box.all_slots]
     gr.on(moved, write, [box.policy, *box.all_slots], box.options, api_name=f"{prefix}_options", queue=False)
-    outputs = [box.about, box.options, *box.all_slots]
-    return box.policy.input(choose, box.policy, outputs, api_name=f"{prefix}_policy", show_progress="hidden")
+    outputs = [box.chosen, box.ratio, box.about, box.options, *box.all_slots]
+    given = [box.policy, box.ratio]
+    box.policy.input(choose, given, outputs, api_name=f"{prefix}_policy", show_progress="hidden")
 
 
 def in_order(name: str, values: Sequence[Any], lengths: dict[str, int]) -> list[Any]:

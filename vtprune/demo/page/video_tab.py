@@ -1,18 +1,24 @@
 """The video tab: a clip over time, what of each frame was kept, both answers, and what as many tokens buy otherwise."""
 
-from collections.abc import Iterator
+import tempfile
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
 from typing import Any
 
 import gradio as gr
+from PIL import Image
 
-from vtprune.demo.clip_study import ClipAnswered, Stage, answer_clip
+from vtprune.demo.clip_study import ClipAnswered, answer_clip
 from vtprune.demo.controls import read_options, read_policy
 from vtprune.demo.engine import Engine
+from vtprune.demo.page import figures, stopping, words
 from vtprune.demo.page import policy_box as policies_of
-from vtprune.demo.page import words
+from vtprune.demo.page.answers import answers, same_budget
 from vtprune.demo.page.picture_box import question_settings
-from vtprune.demo.page.words import PROGRESS, told
+from vtprune.demo.page.policy_box import PolicyBox
+from vtprune.demo.page.words import told
 from vtprune.demo.shown import (
     BUNDLED,
     FIRST_CLIPS,
@@ -23,9 +29,11 @@ from vtprune.demo.shown import (
     uploaded_clip,
     with_frames,
 )
+from vtprune.demo.study import Stage
 
 FRAMES = 32
-STOPPED = "Stopped."
+PREVIEW = 6
+"""Frames of a clip that are shown before it is asked about."""
 
 
 @dataclass(frozen=True)
@@ -33,6 +41,7 @@ class ClipBox:
     """Which clip is asked about. shown: the clip of this session."""
 
     shown: gr.State
+    preview: gr.HTML
     example: gr.Dropdown
     file: gr.File
     frames: gr.Slider
@@ -45,13 +54,13 @@ class View:
 
     line: gr.HTML
     answers: gr.HTML
-    sheet: gr.Image
-    bars: gr.Image
+    clip: gr.HTML
+    sheet: gr.DownloadButton
     budget: gr.HTML
 
     @property
     def all(self) -> list[Any]:
-        return [self.line, self.answers, self.sheet, self.bars, self.budget]
+        return [self.line, self.answers, self.clip, self.sheet, self.budget]
 
 
 def video_tab(engine: Engine) -> None:
@@ -60,16 +69,21 @@ def video_tab(engine: Engine) -> None:
     with gr.Row():
         with gr.Column(scale=1, min_width=300):
             clip = _clip_box()
-            policy = policies_of.policy_box(model, "framefusion", 0.25)
             more = gr.Checkbox(True, label="Same budget", info="as many visual tokens spent on fewer or more frames")
-            with gr.Row():
-                ask = gr.Button("Ask both", variant="primary", min_width=110)
-                stop = gr.Button("Stop", min_width=80)
+            ask = gr.Button("Ask", variant="primary", scale=2, min_width=110, render=False)
+            stop = stopping.stop_button(render=False)
+            policy = policies_of.policy_box(model, "framefusion", 0.25, [ask, stop])
         with gr.Column(scale=3, min_width=320):
-            view = _view()
-    _clip_events(clip)
+            view = View(
+                words.html(words.empty("Ask, and both answers appear here with the clip over time."), min_height=46),
+                words.html(),
+                words.html(),
+                gr.DownloadButton("Download as one picture", size="md", visible=False, elem_classes="vt-small"),
+                words.html(),
+            )
+    _clip_events(clip, view)
     policies_of.connect(policy, model, "video")
-    _ask_events(engine, clip, policy, more, ask, stop, view)
+    stopping.connect(stop, [ask.click], partial(_ask_event, engine, clip, policy, more, view), view.line, "video")
 
 
 def _clip_box() -> ClipBox:
@@ -78,95 +92,89 @@ def _clip_box() -> ClipBox:
     example = gr.Dropdown(
         names, value=BUNDLED, label="Example", info="or another number: clip 1234", allow_custom_value=True
     )
-    with gr.Accordion("Your own clip (video or animation, up to 64 MB and 20 minutes)", open=False):
-        file = gr.File(label="Clip file", file_count="single", type="filepath", height=110)
+    with gr.Accordion("Upload a clip", open=False):
+        file = gr.File(
+            label="Video or animation, up to 64 MB, 20 minutes", file_count="single", type="filepath", height=120
+        )
+    preview = words.html(_preview(first))
     frames = gr.Slider(4, MAX_FRAMES, value=FRAMES, step=2, label="Frames", info="spread evenly", buttons=[])
     question = gr.Dropdown(**question_settings(first))
-    return ClipBox(gr.State(first), example, file, frames, question)
+    return ClipBox(gr.State(first), preview, example, file, frames, question)
 
 
-def _view() -> View:
-    line = gr.HTML(words.empty("Ask, and both answers appear here with the clip over time."))
-    answers = gr.HTML()
-    sheet = gr.Image(
-        label="The clip over time",
-        alt_text="Contact sheet",
-        format="png",
-        interactive=False,
-        buttons=["download", "fullscreen"],
-    )
-    bars = gr.Image(
-        label="Budget of each step",
-        alt_text="Visual tokens by step",
-        format="png",
-        interactive=False,
-        buttons=["download"],
-    )
-    return View(line, answers, sheet, bars, gr.HTML())
+def _preview(shown: Shown) -> str:
+    """Some frames of the clip, in time order."""
+    pixels = shown.visual.pixels
+    some = [pixels[round(i * (len(pixels) - 1) / (PREVIEW - 1))] for i in range(PREVIEW)]
+    small = []
+    for frame in some:
+        picture = Image.fromarray(frame)
+        picture.thumbnail((96, 96))
+        small.append(figures.figure(picture, f"A frame of {shown.name}", ""))
+    return figures.figures(small, "strip")
 
 
-def _clip_events(box: ClipBox) -> None:
+def _clip_events(box: ClipBox, view: View) -> None:
+    def found(shown: Shown) -> tuple[Any, ...]:
+        return shown, _preview(shown), gr.Dropdown(**question_settings(shown))
+
     def choose(name: str, frames: float) -> tuple[Any, ...]:
         """An example by its name: "bundled", or "clip 7"."""
         with told():
-            shown = example_clip(name, check_frames(frames))
-            return shown, gr.Dropdown(**question_settings(shown))
+            return found(example_clip(name, check_frames(frames)))
 
     def load(path: str | None, frames: float) -> tuple[Any, ...]:
         """A clip from a file."""
         with told():
-            shown = uploaded_clip(path, check_frames(frames))
-            return shown, gr.Dropdown(**question_settings(shown))
+            return found(uploaded_clip(path, check_frames(frames)))
 
-    found = [box.shown, box.question]
-    box.example.input(choose, [box.example, box.frames], found, api_name="video_example")
-    reading = {"concurrency_id": "reading", "concurrency_limit": 2, "time_limit": None}
-    box.file.upload(load, [box.file, box.frames], found, api_name="video_load", **reading)
+    outputs, quiet = [box.shown, box.preview, box.question], {"show_progress": "hidden"}
+    box.example.input(choose, [box.example, box.frames], outputs, api_name="video_example", **quiet)
+    reading = {"concurrency_id": "reading", "concurrency_limit": 2}
+    box.file.upload(load, [box.file, box.frames], outputs, api_name="video_load", **reading, **quiet)
+    stale = words.line("This is another clip: Ask shows what is kept of it.", stale=True)
+    more = {"queue": False, "api_visibility": "undocumented", "show_progress": "hidden"}
+    box.shown.change(lambda: stale, None, view.line, api_name="video_changed", **more)
 
 
-def _ask_events(
-    engine: Engine, clip: ClipBox, policy: Any, more: gr.Checkbox, ask: gr.Button, stop: gr.Button, view: View
-) -> None:
+def _ask_event(
+    engine: Engine, clip: ClipBox, policy: PolicyBox, more: gr.Checkbox, view: View, triggers: Sequence[Any]
+) -> Any:
+    def steps(
+        shown: Shown, frames: float, question: str, name: str, ratio: float, options: str, more: bool
+    ) -> Iterator[list[Any]]:
+        wanted, texts = read_policy(name, ratio, options), read_options(name, options)
+        yield [words.progress(0, "reading the clip"), *[gr.skip()] * 4]
+        film = with_frames(shown, frames)
+        for found in answer_clip(engine, film, question, name, wanted, options=texts, more_frames=more):
+            if isinstance(found, Stage):
+                yield [words.progress(found.share, found.what), *[gr.skip()] * 4]
+            else:
+                # the page serves a copy of the file
+                with tempfile.TemporaryDirectory(prefix="vtprune_demo_") as folder:
+                    yield _results(found, folder)
+
     def run(
-        shown: Shown,
-        frames: float,
-        question: str,
-        name: str,
-        ratio: float,
-        options: str,
-        more: bool,
-        progress: gr.Progress = PROGRESS,
+        shown: Shown, frames: float, question: str, name: str, ratio: float, options: str, more: bool
     ) -> Iterator[list[Any]]:
         """Both answers, the clip over time, and what else as many visual tokens buy."""
-        with told():
-            wanted = read_policy(name, ratio, options)
-            film = with_frames(shown, frames)
-            texts = read_options(name, options)
-            for found in answer_clip(engine, film, question, name, wanted, options=texts, more_frames=more):
-                if isinstance(found, Stage):
-                    progress(found.share, found.what)
-                    yield [words.line(f"{found.what} …"), *[gr.skip()] * 4]
-                else:
-                    yield _results(found)
+        yield from words.explained(steps(shown, frames, question, name, ratio, options, more), 5, 0)
 
     given = [clip.shown, clip.frames, clip.question, policy.policy, policy.ratio, policy.options, more]
-    asking = ask.click(
-        run, given, view.all, api_name="video_ask", concurrency_id="model", concurrency_limit=2, show_progress="minimal"
-    )
-    stop.click(lambda: words.line(STOPPED), None, view.line, cancels=[asking], queue=False, api_name="video_stop")
+    work = {"concurrency_id": "model", "concurrency_limit": 2, "show_progress": "hidden"}
+    return gr.on(triggers, run, given, view.all, api_name="video_ask", **work)
 
 
-def _results(found: ClipAnswered) -> list[Any]:
-    pruned, steps = found.values["pruned"], found.values["steps"]
+def _results(found: ClipAnswered, folder: str) -> list[Any]:
+    pruned, drawn = found.values["pruned"], found.drawn
     said = f"Kept {pruned['visual_tokens']:,} of {pruned['visual_tokens_before']:,} visual tokens."
-    counts = ", ".join(str(one["kept"]) for one in steps)
-    merged = sum(one["merged"] for one in steps)
+    merged = sum(one["merged"] for one in found.values["steps"])
     said += f" {merged:,} more were merged into them." if merged else ""
-    spoken = f"{said} Kept by step: {counts}."
-    return [
-        words.line(said),
-        words.answers(found.values),
-        gr.Image(value=found.sheet, alt_text=f"The clip over time. {spoken}", visible=found.sheet is not None),
-        gr.Image(value=found.bars, alt_text=f"Bars by step. {spoken}", visible=found.bars is not None),
-        words.same_budget(found.values.get("same_budget")),
-    ]
+    sheet, clip = gr.DownloadButton(visible=False), ""
+    if drawn is not None:
+        path, clip = Path(folder, "vtprune_clip.png"), figures.clip_over_time(drawn)
+        drawn.sheet.save(path)
+        sheet = gr.DownloadButton(value=str(path), visible=True)
+    budget = same_budget(found.values.get("same_budget"))
+    titled = words.heading("The same budget, spent on other numbers of frames") + budget if budget else ""
+    return [words.line(said), answers(found.values), clip, sheet, titled]

@@ -1,6 +1,6 @@
-"""What the page says in HTML: answers, numbers, tables; whatever came from a user or a model is escaped."""
+"""What the page says in HTML: lines, progress, tables; whatever came from a user or a model is escaped."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from html import escape
 from typing import Any
@@ -8,10 +8,6 @@ from typing import Any
 import gradio as gr
 
 from vtprune.cli.error import one_line
-from vtprune.cli.result import engineering
-
-PROGRESS = gr.Progress()
-"""The default of a callback's argument, by which gradio knows that it reports progress; each event gets its own."""
 
 MISTAKES = (
     ValueError,
@@ -24,6 +20,8 @@ MISTAKES = (
     RuntimeError,
 )
 """What is told in the page as the command line tells it."""
+
+STOPPED = "Stopped."
 
 
 @contextmanager
@@ -38,9 +36,39 @@ def told() -> Iterator[None]:
         raise gr.Error(escape(one_line(error), quote=False), duration=20, print_exception=False) from error
 
 
+def explained(steps: Iterator[list[Any]], n: int, place: int) -> Iterator[list[Any]]:
+    """Steps of long work, each with values for ``n`` components; a mistake is told at ``place`` too, where it stays."""
+    with told():
+        try:
+            yield from steps
+        except MISTAKES as error:
+            yield [line(one_line(error), stale=True) if i == place else gr.skip() for i in range(n)]
+            raise
+
+
+def html(value: str = "", **more: Any) -> gr.HTML:
+    """A place for HTML in the page's own style."""
+    return gr.HTML(value, apply_default_css=False, elem_classes="vt", **more)
+
+
 def line(text: str, *, stale: bool = False) -> str:
-    """A paragraph."""
+    """A paragraph that is read out when it changes."""
     return f'<p class="vt-line{" stale" if stale else ""}" role="status">{escape(text)}</p>'
+
+
+def progress(share: float, what: str, said: str = "") -> str:
+    """A bar that is filled by the share that is done, 0 to 1, below what is being done, or what is known already."""
+    percent = round(100 * min(max(share, 0.0), 1.0))
+    return (
+        f'<p class="vt-line" role="status">{escape(said or what + " …")}</p>'
+        f'<div class="vt-meter busy" role="progressbar" aria-valuenow="{percent}" aria-label="{escape(what)}">'
+        f'<i style="width:{percent}%"></i></div>'
+    )
+
+
+def heading(text: str) -> str:
+    """The title of a drawing or a table."""
+    return f'<h3 class="vt-heading">{escape(text)}</h3>'
 
 
 def empty(text: str) -> str:
@@ -48,55 +76,9 @@ def empty(text: str) -> str:
     return f'<p class="vt-empty">{escape(text)}</p>'
 
 
-def answers(values: Mapping[str, Any]) -> str:
-    """Both answers side by side with what they cost, and how far the next-token distributions agree."""
-    plain, pruned, right = values["unpruned"], values["pruned"], values["right_answer"]
-    before, after = pruned["visual_tokens_before"], pruned["visual_tokens"]
-    comparison = values["comparison"]
-    policy = values["policy"]["name"]
-    whole = _card("whole", "All visual tokens", plain["answer"], right, before, plain, pruned["flops_unpruned"])
-    less = _card("less", f"Pruned by {policy}", pruned["answer"], right, after, pruned, pruned["flops"])
-    return f'<div class="vt-cards">{whole}{less}</div>' + _agreement(comparison, values["runs"]) + notes(values)
-
-
-def _card(kind: str, title: str, said: str, right: str | None, tokens: int, costs: Mapping, flops: Any) -> str:
-    verdict = "" if right is None else (" <small>✓ right</small>" if said == right else " <small>✗ wrong</small>")
-    rows = (
-        ("visual tokens", f"{tokens:,}"),
-        ("prefill, ms", milliseconds(costs["prefill_ms"])),
-        ("each later token, ms", milliseconds(costs["token_ms"])),
-        ("KV cache, bytes", "-" if costs["kv_bytes"] is None else f"{costs['kv_bytes']:,}"),
-        ("prefill FLOPs, decoder", engineering(flops)),
-    )
-    cells = "".join(f"<tr><td>{escape(name)}</td><td><b>{escape(value)}</b></td></tr>" for name, value in rows)
-    return (
-        f'<section class="vt-card {kind}"><h3>{escape(title)}</h3><p class="vt-said">{escape(said or "(nothing)")}'
-        f'{verdict}</p><table class="vt-nums">{cells}</table></section>'
-    )
-
-
-def _agreement(comparison: Mapping[str, Any], runs: int) -> str:
-    agree = comparison["agreement"]
-    if agree is None:
-        return ""
-    ratios = [
-        f"{name} × {comparison[key]:.2f}"
-        for name, key in (("prefill time", "prefill_ratio"), ("KV cache", "kv_ratio"))
-        if comparison[key] is not None
-    ]
-    timed = f" Times are medians of {runs} runs." if runs else ""
-    percent = f"{100 * agree:.1f} %"
-    return (
-        f'<div class="vt-agree">The distributions of the first answer token agree to <b>{percent}</b> '
-        f'(1 − total variation distance).<div class="vt-meter" role="img" aria-label="agreement {percent}">'
-        f'<i style="width:{100 * agree:.1f}%"></i></div>{escape(", ".join(ratios))}.{timed}</div>'
-    )
-
-
-def notes(values: Mapping[str, Any]) -> str:
-    """Notes of the policy and of what was read, each once."""
-    said = dict.fromkeys([*values.get("notes", ()), *values["pruned"]["notes"]])
-    return "".join(f'<p class="vt-note">Note: {escape(text)}</p>' for text in said)
+def note(text: str) -> str:
+    """Small print."""
+    return f'<p class="vt-note">{escape(text)}</p>' if text else ""
 
 
 def milliseconds(value: float | None) -> str:
@@ -104,42 +86,53 @@ def milliseconds(value: float | None) -> str:
     return "-" if value is None else f"{value:.1f}" if value >= 10 else f"{value:.2f}"
 
 
+def count(value: int | None) -> str:
+    """With commas; "-" for None."""
+    return "-" if value is None else f"{value:,}"
+
+
+def times(value: float | None) -> str:
+    """A ratio as "× 0.64"; "" for None."""
+    return "" if value is None else f"× {value:.2f}"
+
+
+def verdict(said: str, right: str | None) -> str:
+    """Whether an answer is right, by a sign and a word; "" where nobody knows."""
+    if right is None:
+        return ""
+    return '<small class="vt-right">✓ right</small>' if said == right else '<small class="vt-wrong">✗ wrong</small>'
+
+
+def meter(share: float, what: str) -> str:
+    """A bar filled by a share, 0 to 1, with words for those who do not see it."""
+    percent = f"{100 * share:.1f}"
+    return (
+        f'<div class="vt-meter" role="img" aria-label="{escape(what)}: {percent} %">'
+        f'<i style="width:{percent}%"></i></div>'
+    )
+
+
 def scale(low: float, high: float, what: str) -> str:
     """The colours of a heat map, with their ends."""
-    spoken = f"{escape(what)} from {low:.3g}, dark blue, to {high:.3g}, yellow"
+    ends = [f"{value:.2g}" for value in (low, high)]
+    if low >= 0 and low < 0.005 * high:
+        ends[0] = "0"
+    spoken = f"{escape(what)} from {ends[0]}, dark blue, to {ends[1]}, yellow"
     return (
         f'<div class="vt-scale" role="img" aria-label="{spoken}">'
-        f"<span>{low:.3g}</span><i></i><span>{high:.3g}</span></div>"
-        f'<p class="vt-note">{escape(what)}; dark blue is low, yellow is high.</p>'
+        f"<span>{ends[0]}</span><i></i><span>{ends[1]}</span></div>{note(what)}"
     )
 
 
 def table(columns: Sequence[str], rows: Sequence[Sequence[str]], caption: str = "") -> str:
-    """A table that scrolls sideways where the page is narrow."""
+    """A table that scrolls sideways where the page is narrow; the first column names the rows."""
     head = "".join(f'<th scope="col">{escape(name)}</th>' for name in columns)
-    body = "".join("<tr>" + "".join(f"<td>{escape(cell)}</td>" for cell in row) + "</tr>" for row in rows)
-    title = f"<caption class='vt-note'>{escape(caption)}</caption>" if caption else ""
-    return (
-        f'<div class="vt-scroll"><table class="vt-nums">{title}<thead><tr>{head}</tr></thead>'
-        f"<tbody>{body}</tbody></table></div>"
+    body = "".join(
+        f'<tr><th scope="row">{escape(row[0])}</th>{"".join(f"<td>{escape(cell)}</td>" for cell in row[1:])}</tr>'
+        for row in rows
     )
-
-
-def same_budget(found: Mapping[str, Any] | None) -> str:
-    """As many visual tokens spent on fewer frames or on more."""
-    if not found:
-        return ""
-    rows = [
-        (
-            f"{'★ ' if row['same_budget'] else ''}{row['name']}",
-            f"{row['frames']:,}",
-            f"{row['visual_tokens_before']:,} → {row['visual_tokens']:,}",
-            row["answer"] or "(nothing)",
-            milliseconds(row["prefill_ms"]),
-        )
-        for row in found["rows"]
-    ]
-    spent = f"★ spends {found['budget']:,} visual tokens in the decoder ({found['counted']}). {found['note']}"
-    return table(("same budget", "frames", "visual tokens", "answer", "prefill, ms"), rows) + (
-        f'<p class="vt-note">{escape(spent)}</p>'
+    title = f"<caption>{escape(caption)}</caption>" if caption else ""
+    return (
+        f'<div class="vt-scroll" tabindex="0" role="region" aria-label="{escape(caption or columns[0] or "numbers")}">'
+        f'<table class="vt-nums">{title}<thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>'
     )
