@@ -15,7 +15,7 @@ from typing import Any
 
 import vtprune
 from vtprune.cli.docs import policy_card
-from vtprune.families.base import FAMILIES
+from vtprune.families.base import FAMILIES, Family
 from vtprune.policies.base import POLICIES
 from vtprune.refused import REFUSALS
 from vtprune.signals import parse
@@ -141,15 +141,54 @@ def places(sites: Sequence[float]) -> list[str]:
 
 
 def families() -> str:
-    """One row for each family file, with the model types it serves."""
-    rows = ["| model types | what is special |", "|---|---|"]
+    """One row for each family file: what people call its models, their types, and on which releases they passed."""
+    rows = ["| models | model types | prompts | decoder | tested on | what is special |", "|---|---|---|---|---|---|"]
     by_module: dict[str, list[str]] = {}
     for model_type, family in FAMILIES.items():
         by_module.setdefault(type(family).__module__, []).append(model_type)
     for module, types in sorted(by_module.items()):
-        what = (sys.modules[module].__doc__ or "").strip().splitlines()[0].rstrip(".")
-        rows.append(f"| {', '.join(f'`{t}`' for t in sorted(types))} | {what} |")
+        names, _, special = (sys.modules[module].__doc__ or "").strip().splitlines()[0].rstrip(".").partition(": ")
+        shown = [", ".join(f"`{t}`" for t in sorted(types)), _prompts(types), _declared(types), _tested(types)]
+        rows.append(f"| {names} | {' | '.join(shown)} | {special} |")
     return "\n".join(rows)
+
+
+DECLARED = ("between_layers", "cuts_rows", "tokenwise", "active_plane", "text_is_base")
+"""Fields of a family that say what its decoder does beside handing hidden states from layer to layer."""
+
+
+def _declared(types: Sequence[str]) -> str:
+    """What the engine was told of the decoders."""
+    found = {name for t in types for name in DECLARED if getattr(FAMILIES[t], name) != getattr(Family, name)}
+    return ", ".join(f"`{name}`" for name in sorted(found)) or "as it is"
+
+
+def _prompts(types: Sequence[str]) -> str:
+    """Kinds of prompts that were tested."""
+    kinds = {kind for found in _releases().values() for name in _tiny(types) for kind in found.get(name, {})}
+    return " and ".join(shown for kind, shown in (("image", "images"), ("video", "clips")) if kind in kinds)
+
+
+def _tested(types: Sequence[str]) -> str:
+    """The releases of transformers on which all tests of these families passed, if they are there."""
+    passed = []
+    for release, found in _releases().items():
+        verdicts = {verdict for name in _tiny(types) for verdict in found.get(name, {}).values()}
+        if "failed" not in verdicts and "passed" in verdicts:
+            passed.append(release)
+    return ", ".join(passed)
+
+
+def _releases() -> Mapping[str, Any]:
+    return json.loads((ROOT / "vtprune/families/tested.json").read_text(encoding="utf-8"))
+
+
+def _tiny(types: Sequence[str]) -> list[str]:
+    """Names of tiny models, which say more than the type (gemma4_moe, mistral3_m4) or less (qwen2_5_omni)."""
+    names = {name for found in _releases().values() for name in found}
+    of = {name: max((t for t in FAMILIES if name.startswith(t)), key=len, default=None) for name in names}
+    of |= {name: next((t for t in FAMILIES if t.startswith(name)), name) for name in names if of[name] is None}
+    return sorted(name for name in names if of[name] in types)
 
 
 def refused() -> str:

@@ -1,4 +1,4 @@
-"""The thinkers of Qwen2.5-Omni and Qwen3-Omni, which see and hear; sound is text to vtprune and never pruned.
+"""Qwen2.5-Omni and Qwen3-Omni: their thinkers, which see and hear; sound is text to vtprune and never pruned.
 
 ``vtprune.wrap(model.thinker, ...)`` prunes what ``model.generate(..., generation_mode="text")`` writes. Speech is
 refused: the talker reads the thinker's hidden states of the whole prompt, and dropped tokens have none.
