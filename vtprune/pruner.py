@@ -26,7 +26,7 @@ from vtprune.layout import build_layout
 from vtprune.masks import narrow_mask
 from vtprune.narrow import LayerArguments
 from vtprune.plan import Plan
-from vtprune.refuse import check_call, check_planes
+from vtprune.refuse import check_back_end, check_call, check_planes
 from vtprune.report import Report
 from vtprune.seconds import with_seconds
 from vtprune.sight import Sight
@@ -208,6 +208,7 @@ class Pruner:
                 "vtprune.unwrap(model) before training"
             )
         check_call(self.decoder, bound)
+        check_back_end(self.decoder, self.family)
         if cache is not None:
             check_places(cache, self.decoder, self.plan.linear)
             forward.equalize = self.equalize and any(map(has_state, cache.layers))

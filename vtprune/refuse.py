@@ -70,10 +70,16 @@ def _check_arguments(decoder: nn.Module, family: Family) -> None:
                     "token; vtprune does not know how to prune it. List it in `tokenwise` of "
                     f"{type(family).__name__} in vtprune/families/"
                 )
+    check_back_end(decoder, family)
+
+
+def check_back_end(decoder: nn.Module, family: Family) -> None:
+    """Raises NotImplementedError where the attention back end would misread what layers are given."""
     if decoder.config.model_type in family.reads_position_ids and "flash" in compat.attention_kind(decoder.config):
         raise NotImplementedError(
-            f"{name} computes with position ids in its attention, and FlashAttention takes those of a pruned prompt, "
-            "which have gaps, for several packed sequences. Load the model with attn_implementation='sdpa'"
+            f"{type(decoder).__name__} computes with position ids in its attention, and FlashAttention takes those of "
+            "a pruned prompt, which have gaps, for several packed sequences. Load the model with "
+            "attn_implementation='sdpa'"
         )
 
 
