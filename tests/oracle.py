@@ -72,7 +72,7 @@ class MaskedColumns:
     def __enter__(self) -> MaskedColumns:
         text = tiny.text_model(self.model)
         self._eager = text.config._attn_implementation == "eager"
-        self._hooks.append(self.model.model.register_forward_pre_hook(self._begin, with_kwargs=True))
+        self._hooks.append(tiny.base_model(self.model).register_forward_pre_hook(self._begin, with_kwargs=True))
         for i, layer in enumerate(text.layers):
             self._hooks.append(layer.register_forward_pre_hook(partial(self._layer, i), with_kwargs=True))
         return self

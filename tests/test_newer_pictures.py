@@ -25,11 +25,13 @@ from vtprune.families.base import family_of
 from vtprune.flops import Flops, decoder_flops, kv_bytes
 
 PLAIN = ("vipllava", "deepseek_vl", "janus")
-SQUARES = (*PLAIN, "deepseek_vl_hybrid", "cohere2_vision", "ovis2", "aya_vision", "qianfan_ocr")
+SQUARES = (*PLAIN, "deepseek_vl_hybrid", "cohere2_vision", "ovis2", "aya_vision", "qianfan_ocr", "llama4")
 LATENTS = ("aria", "idefics2")
 CLIPS = ("molmo2", "perception_lm")
 ALL = (*SQUARES, *LATENTS, *CLIPS, "lighton_ocr", "got_ocr2", "fast_vlm")
 CLASSED = ("vipllava", "qianfan_ocr")
+UNCOUNTED = ("deepseek_vl_hybrid", "janus", "llama4", "got_ocr2", "molmo2", *LATENTS)
+COUNTED = [family for family in ALL if family != "llama4"]  # it computes every expert for every token
 PLACED = [*((f, "image") for f in (*SQUARES, *CLIPS, "lighton_ocr")), *((f, "video") for f in CLIPS)]
 PIXELS = ("pixel_", "high_res", "image_", "video_")
 
@@ -51,11 +53,11 @@ def pixels_of(inputs: dict) -> dict:
 
 
 def features_of(model, kind, arguments):
-    base = model.model
+    base = tiny.base_model(model)
     if kind == "video" and not hasattr(base, "get_video_features"):
         return base.get_image_features(pixel_values=arguments["pixel_values_videos"]).pooler_output.flatten(0, 1)
     with torch.no_grad():
-        found = getattr(base, f"get_{kind}_features")(**arguments, return_dict=True).pooler_output
+        found = family_of(model).features(getattr(base, f"get_{kind}_features")(**arguments, return_dict=True))
     return torch.cat([feature.reshape(-1, feature.shape[-1]) for feature in found])
 
 
@@ -183,6 +185,8 @@ def test_scores_of_the_tower_take_the_way_of_the_features(family, monkeypatch):
     needs = ["vision_attention"] + ["cls_attention:-3,-2"] * classed
     attention, *of_class = signals(model, known, "image", arguments, *needs)
     weights = eager_weights(model, known, "image", arguments, -1, monkeypatch)
+    if family == "llama4":  # a class token stands behind the patches
+        weights = [weight[..., :-1] for weight in weights]
     # all images of a Pixtral tower lie in one sequence
     expected = share @ column_means("mistral3" if family == "lighton_ocr" else family, weights, classed, arguments)
     torch.testing.assert_close(attention, expected, atol=1e-6, rtol=1e-5)
@@ -201,7 +205,9 @@ def test_unprojected_features_are_in_the_places_of_their_tokens(family):
         torch.testing.assert_close(seen["unprojected"].project(seen["unprojected"].features), tokens.hidden)
 
 
-@pytest.mark.parametrize("family", [f for f in ALL if f not in (*PLAIN, "qianfan_ocr", "fast_vlm")])
+@pytest.mark.parametrize(
+    "family", ["gemma3", "mistral3", *(f for f in ALL if f not in (*PLAIN, "qianfan_ocr", "fast_vlm"))]
+)
 def test_projectors_that_join_rows_are_refused(family):
     with pytest.raises(ValueError, match="no projector that takes one row for each"):
         vtprune.wrap(model_of(family), Look("unprojected"))
@@ -232,10 +238,27 @@ def test_molmo2_counts_compact_positions_in_both_its_rotary_tables():
         torch.testing.assert_close(a, b, atol=1e-6, rtol=0)
 
 
+def test_llama_4_is_refused_from_where_its_queries_are_scaled_by_row_numbers():
+    """Oracle: masked columns, up to there; one token more is refused, and would have been off."""
+    model, inputs = copy.deepcopy(model_of("llama4")), tiny.batch("llama4", "one")
+    config, length = tiny.text_model(model).config, inputs["input_ids"].shape[1]
+    for layer in tiny.text_model(model).layers:
+        layer.self_attn.floor_scale = 8
+    with vtprune.pruned(model, ByNorm((BEFORE_LLM,))):
+        got, kept = answer(model, inputs, 2), visible(model)
+        config.floor_scale = length
+        with pytest.raises(NotImplementedError, match=f"prompt of {length} tokens reaches the {length}"):
+            answer(model, inputs, 2)
+        config.floor_scale = length + 1
+        answer(model, inputs, 1)
+    with oracle.MaskedColumns(model, kept):
+        assert not torch.allclose(answer(model, inputs, 2)[1][0], got[1][0], atol=1e-4)
+
+
 # ------------------------------------------------------------------------------------------------------ costs
 
 
-@pytest.mark.parametrize("family", [f for f in ALL if f != "idefics2"])
+@pytest.mark.parametrize("family", [f for f in COUNTED if f != "idefics2"])
 def test_decoder_flops_equal_the_counter(family):
     """Oracle: torch's counter around the decoder of the unwrapped model. (It fails on Idefics2's perceiver.)"""
     model, inputs = small(family), tiny.batch(family, "ragged", torch.float32)
@@ -244,13 +267,13 @@ def test_decoder_flops_equal_the_counter(family):
     assert_same(mine, counted(count(lambda: model(**inputs)), "language_model"))
 
 
-@pytest.mark.parametrize("family", [f for f in (*SQUARES, "lighton_ocr") if f not in ("deepseek_vl_hybrid", "janus")])
+@pytest.mark.parametrize("family", [f for f in (*SQUARES, "lighton_ocr") if f not in UNCOUNTED])
 def test_vision_flops_equal_the_counter(family):
     """Oracle: torch's counter around the vision tower and the projector of the unwrapped model."""
     assert_same(*compare(small(family), tiny.batch(family, "ragged", torch.float32)))
 
 
-@pytest.mark.parametrize("family", ["deepseek_vl_hybrid", "janus", "got_ocr2", "molmo2", *LATENTS])
+@pytest.mark.parametrize("family", UNCOUNTED)
 def test_vision_flops_that_no_formula_knows_are_refused(family):
     model = small(family)
     with vtprune.pruned(model, "random") as report:
@@ -259,7 +282,13 @@ def test_vision_flops_that_no_formula_knows_are_refused(family):
             _ = report.flops_vision
 
 
-@pytest.mark.parametrize("family", ALL)
+def test_a_report_says_what_it_cannot_count():
+    with vtprune.pruned(small("llama4"), "random") as report:
+        answer(small("llama4"), tiny.batch("llama4", "one", torch.float32), 1)
+        assert f"{report.kv_bytes:,} bytes measured" in str(report) and "num_local_experts" in str(report)
+
+
+@pytest.mark.parametrize("family", COUNTED)
 def test_the_report_counts_what_is_there(family):
     """Oracle: the cache itself, and torch's counter around the whole pruned forward less the vision side."""
     model, inputs = small(family), tiny.batch(family, "one", torch.float32)

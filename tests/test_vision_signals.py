@@ -37,9 +37,10 @@ def make(name, kind, attn="sdpa", dtype=torch.float32):
 
 
 def encode(model, kind, arguments, grad=False):
-    encoder = model.model.get_image_features if kind == "image" else model.model.get_video_features
+    base = tiny.base_model(model)
+    encoder = base.get_image_features if kind == "image" else base.get_video_features
     with torch.set_grad_enabled(grad):
-        return encoder(**arguments, return_dict=True).pooler_output
+        return family_of(model).features(encoder(**arguments, return_dict=True))
 
 
 @contextmanager
@@ -79,7 +80,9 @@ def eager_weights(model, family, kind, arguments, layer, monkeypatch):
     """The (tiles, heads, Q, K) softmax of each call of one tower layer, as eager attention computed it."""
     module = family.vision_layers(model, kind)[layer]
     source, seen = sys.modules[type(module).__module__], []
-    eager = source.eager_attention_forward
+    name = "vision_eager_attention_forward"  # Llama 4's; the others have one for tower and decoder
+    name = name if hasattr(source, name) else "eager_attention_forward"
+    eager = getattr(source, name)
 
     def spy(attn, *args, **kwargs):
         out = eager(attn, *args, **kwargs)
@@ -88,7 +91,7 @@ def eager_weights(model, family, kind, arguments, layer, monkeypatch):
         return out
 
     with monkeypatch.context() as patch:
-        patch.setattr(source, "eager_attention_forward", spy)
+        patch.setattr(source, name, spy)
         model.set_attn_implementation("eager")
         encode(model, kind, arguments)
     return seen

@@ -8,11 +8,11 @@ import torch
 from torch import Tensor, nn
 
 from tests.newer import NEWER
-from tests.tiny_models import FAMILIES, MROPE_FAMILIES, build, text_model
+from tests.tiny_models import FAMILIES, MROPE_FAMILIES, base_model, build, text_model
 from tests.tiny_parts import BOS, END, EOS, IMAGE, PAD, START, VIDEO, Sample, cat_padded, words
 
 __all__ = ["BOS", "END", "EOS", "FAMILIES", "IMAGE", "MROPE_FAMILIES", "NEWER", "PAD", "START", "VIDEO", "build"]
-__all__ += ["Batch", "Sample", "text_model"]
+__all__ += ["Batch", "Sample", "base_model", "text_model"]
 
 KINDS = ("one", "padded", "ragged", "ragged_unpadded", "text_row", "two_images")
 VIDEO_FAMILIES = ("llava_next_video", "llava_onevision", *MROPE_FAMILIES, "internvl", "video_llava")

@@ -187,5 +187,11 @@ def build(family: str, attn: str = "sdpa", dtype: torch.dtype = torch.float64, l
 
 def text_model(model: nn.Module) -> nn.Module:
     """The decoder inside a model of ``build``: the module that owns ``layers``."""
-    base = model.model
-    return getattr(base, "language_model", None) or getattr(base, "text_model", None) or base
+    base = base_model(model)
+    text = getattr(base, "language_model", None) or getattr(base, "text_model", None) or base
+    return text if hasattr(text, "layers") else text.model  # Llama 4's comes with its head
+
+
+def base_model(model: nn.Module) -> nn.Module:
+    """The module inside a model of ``build`` that takes pixels and ids; the model itself where there is no other."""
+    return getattr(model, "model", model)

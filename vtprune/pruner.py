@@ -209,6 +209,7 @@ class Pruner:
             )
         check_call(self.decoder, bound)
         check_back_end(self.decoder, self.family)
+        self.family.check_prompt(self.decoder, forward.length + (0 if cache is None else int(cache.get_seq_length())))
         if cache is not None:
             check_places(cache, self.decoder, self.plan.linear)
             forward.equalize = self.equalize and any(map(has_state, cache.layers))

@@ -167,6 +167,9 @@ class Family:
         kinds = getattr(self.decoder(model).config, "layer_types", None) or ()
         return frozenset(index for index, kind in enumerate(kinds) if kind in self.linear_types)
 
+    def check_prompt(self, decoder: nn.Module, tokens: int) -> None:
+        """Raises NotImplementedError for prompts of so many tokens, cached ones included, that pruning is not exact."""
+
     def injections(self, model: nn.Module) -> Sequence[int]:
         """Decoder layers before which the model adds to all visual tokens itself, not by a method it could lend."""
         return ()

@@ -17,6 +17,3 @@ class LightOnOcr(Mistral3):
 
     def projector(self, model: nn.Module) -> nn.Module:
         return self.base(model).vision_projection
-
-    def has_token_projector(self, model: nn.Module) -> bool:
-        return False  # it joins neighbours

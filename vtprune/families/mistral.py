@@ -11,6 +11,9 @@ from vtprune.families.base import Family, Source, grid_means, grid_source, regis
 class Mistral3(Family):
     model_types = ("mistral3",)
 
+    def has_token_projector(self, model: nn.Module) -> bool:
+        return False  # it joins neighbours
+
     def sources(self, model: nn.Module, kind: str, arguments: Mapping, features: Sequence[Tensor]) -> list[Source]:
         config = self.base(model).config
         side = config.vision_config.patch_size * config.spatial_merge_size
