@@ -4,17 +4,23 @@ import dataclasses
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from benchmarks.measure import measure
+from benchmarks.policies_given import Given
 from vtprune.attention import Call
+from vtprune.blocks.attention_rank import attention_rank
 from vtprune.families.base import grid_coords
 from vtprune.policies.base import POLICIES, Policy
-from vtprune.signals import Need, needed
+from vtprune.signals import CLASS_ROWS, Need, needed
 from vtprune.tokens import Segment, Selection, VisualTokens
-from vtprune.vision_signals import class_rows, column_means
+from vtprune.unprojected import Unprojected
+from vtprune.vision_signals import class_rows, column_means, joint_class_row
+from vtprune_kernels.attention_columns import Visible
 from vtprune_kernels.attention_rows import attention_rows
 
 GRIDS = {576: (4, 12, 12), 2880: (20, 12, 12), 16384: (64, 16, 16)}
@@ -30,6 +36,7 @@ class Video:
     """One made-up prompt: the tokens, and a layer of the decoder and of the tower, ready for signals to be computed.
 
     query:  (HEADS, M, SIZE) of the text tokens. key: (KEY_HEADS, N + M, SIZE) of all tokens.
+    asked:  (HEADS, N, SIZE) queries of the visual tokens.
     tower:  one layer that saw the frames one by one, each with a class token first.
     coords: (N, 4) places of the visual tokens.
     """
@@ -41,6 +48,7 @@ class Video:
     key: Tensor
     tower: list[Call]
     coords: Tensor
+    asked: Tensor
 
     @staticmethod
     def make(n: int, width: int = 896, n_text: int = 64, device: str = "cpu") -> "Video":
@@ -52,7 +60,8 @@ class Video:
         frames = (grid[0], TOWER_HEADS, grid[1] * grid[2] + 1, SIZE)
         tower = [Call(noise(*frames), noise(*frames), SIZE**-0.5)]
         layer = noise(HEADS, n_text, SIZE), noise(KEY_HEADS, n + n_text, SIZE)
-        return Video(grid, noise(n, width), noise(n_text, width), *layer, tower, grid_coords(*grid).to(device))
+        coords, asked = grid_coords(*grid).to(device), noise(HEADS, n, SIZE)
+        return Video(grid, noise(n, width), noise(n_text, width), *layer, tower, coords, asked)
 
     def tokens(self, site: float, rows: Tensor, signals: Mapping[str, Tensor], memory: dict) -> VisualTokens:
         """What a policy sees at a site where ``rows`` are left."""
@@ -67,24 +76,64 @@ class Video:
             rows=rows,
             coords=self.coords if whole else self.coords[rows],
             position=rows + len(self.text) // 4,
+            text_position=self.text_position,
             seed=7,
             memory=memory,
         )
 
-    def signal(self, need: Need, rows: Tensor) -> Tensor:
+    @property
+    def text_position(self) -> Tensor:
+        """(M,) a quarter of the text stands before the visual tokens."""
+        ends = torch.arange(len(self.text), device=self.text.device)
+        return ends + (ends >= len(self.text) // 4) * len(self.hidden)
+
+    def signal(self, need: Need, rows: Tensor, site: float = 1) -> object:
         """A signal in the shape that ``SIGNALS`` gives, computed as for a real layer; ``rows`` are still there."""
-        if need.name == "cls_attention":
-            layers = [class_rows(self.tower)[..., 1:].transpose(0, 1).flatten(1) for _ in need.where]
-            return torch.stack(layers)[..., rows]
-        if not need.in_decoder:
-            # the class token of every frame has a column too
-            return column_means(self.tower, {}).view(self.grid[0], -1)[:, 1:].flatten()[rows]
-        last = need.name == "last_query_attention"
-        alive = torch.cat([rows, torch.arange(len(self.hidden), self.key.shape[1], device=rows.device)])
+        if need.kind == "tower":
+            return self._of_tower(need, rows)
+        if need.kind == "norm":
+            x = self.text if need.name == "text_final_norm" else self.hidden[rows]
+            return F.rms_norm(x, x.shape[-1:])
+        if need.kind == "transition":
+            run = sum(layer < site for layer in need.where)
+            return self.hidden[rows].norm(dim=-1).expand(run, -1)
+        text = torch.arange(len(self.hidden), self.key.shape[1], device=rows.device)
+        if need.kind == "keys":
+            some = text if need.name == "text_keys" else rows
+            return (self.asked if need.name == "unrotated_queries" else self.key)[:, some]
+        alive = torch.cat([rows, text])
         key = self.key if len(alive) == self.key.shape[1] else self.key[:, alive]
+        if need.name == "attention_rank":
+            query, real = (
+                torch.cat([self.asked[:, rows], self.query], 1),
+                torch.ones_like(alive, dtype=torch.bool)[None],
+            )
+            visible = Visible(last=torch.arange(len(alive), device=rows.device)[None], valid=real)
+            return attention_rank(query[None], key[None], scale=SIZE**-0.5, visible=visible, real=real)[0, : len(rows)]
+        last = need.name == "last_query_attention"
         query = self.query[:, -1:] if last else self.query
         found = attention_rows(query[None], key[None], scale=SIZE**-0.5, reduce=need.over_heads)[0, :, : len(rows)]
         return found[0] if last else found
+
+    def _of_tower(self, need: Need, rows: Tensor) -> object:
+        """The class token of every frame has a column too."""
+        if need.name in CLASS_ROWS:
+            logits = need.name == "cls_logits"
+            layers = [class_rows(self.tower, logits)[..., 1:].transpose(0, 1).flatten(1) for _ in need.where]
+            return torch.stack(layers)[..., rows]
+        if need.name == "cls_attention_joint":
+            return joint_class_row(self.tower)[..., 1:].flatten()[rows]
+        keys = self.tower[0].key[:, :, 1:]  # (frames, heads, patches, SIZE)
+        if need.name == "vision_keys":
+            return keys.permute(1, 3, 0, 2).flatten(2)[..., rows]
+        if need.name == "unprojected":
+            features, wide = keys.transpose(1, 2).flatten(2).flatten(0, 1)[rows], self.hidden.shape[1]
+            # a projector that repeats what it is given, cut to the width
+            repeats = -(-wide // features.shape[1])
+            return Unprojected(features, (features[0],), lambda x: x.repeat(1, repeats)[:, :wide])
+        if need.name != "vision_attention":
+            raise NotImplementedError(f"no {need.text!r} is made up here")
+        return column_means(self.tower, {}).view(self.grid[0], -1)[:, 1:].flatten()[rows]
 
 
 def make(name: str) -> Policy:
@@ -98,8 +147,10 @@ def serve(policy: Policy, video: Video) -> list[Selection]:
     """Asks a policy at all of its sites, as one forward would."""
     rows, memory, answers = torch.arange(len(video.hidden), device=video.hidden.device), {}, []
     for site in policy.sites:
-        signals = {need.text: video.signal(need, rows) for need in needed(policy)}
-        answers.append(policy.select(video.tokens(site, rows, signals, memory)))
+        make = {need.text: partial(video.signal, need, rows, site) for need in needed(policy)}
+        answers.append(policy.select(video.tokens(site, rows, Given(make), memory)))
+        if answers[-1].last:
+            break
         rows = rows[answers[-1].keep]
     return answers
 

@@ -1,16 +1,19 @@
 """How long each policy takes to select: ``python -m benchmarks.policies``, best on a machine that does nothing else.
 
-Two questions. What share of the unpruned prefill of a 7B model do selecting and the signals it needs take? A prefill
-of that size is not run but derived: its FLOPs at the rate at which this machine multiplies matrices of the decoder's
-shapes, in the faster of its dtypes, timed in turns with the policy. And how many times as fast is that as the method
-taken literally from its publication, with the same answer?
+Three questions. How long does every registered policy select when its signals are there, and how much memory does it
+hold meanwhile? What share of the unpruned prefill of a 7B model is that, for some of them also with the signals? A
+prefill of that size is not run but derived: its FLOPs at the rate at which this machine multiplies matrices of the
+decoder's shapes, in the faster of its dtypes, timed next to the policy. And how many times as fast is that as the
+method taken literally from its publication, with the same answer?
+
+``--parts selection`` answers the first alone, in a few minutes.
 """
 
 import argparse
 import json
 import re
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timezone
 from functools import partial
@@ -18,8 +21,10 @@ from pathlib import Path
 
 import torch
 
+from benchmarks import policies_selection as alone
 from benchmarks.engine_time import clock_of
 from benchmarks.measure import ROOT, conditions
+from benchmarks.policies_given import Prompt
 from benchmarks.policies_mmr import FEATURES, KEEP, QUICK_SIZES, SIZES, mmr_row
 from benchmarks.policies_rows import Case, literal_row, settings, share_row
 from benchmarks.policies_scene import Scene
@@ -29,7 +34,9 @@ from vtprune.policies.base import POLICIES
 
 RESULTS = ROOT / "benchmarks" / "results"
 NAMES = ("random", "uniform", "fastv", "vtc_cls", "transprune", "idpruner", "framefusion", "quota")
+"""Policies that are timed with the library's own code for their signals, and against literal forms."""
 MMR = "mmr"
+PARTS = ("selection", "share", MMR)
 FAILURES = (RuntimeError, ValueError, TypeError, KeyError, IndexError, AttributeError, NotImplementedError)
 
 WEIGHT = {"fastv": 8, "vtc_cls": 10, "transprune": 12, "idpruner": 10}
@@ -44,7 +51,8 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
     add("--threads", type=int, default=1, help="on a CPU; with 1, CPU time is read instead of the wall clock")
     add("--rounds", type=int, help="of everything, in turns; brief calls get more, long ones fewer (default: 3)")
     add("--keep", type=float, nargs="+", default=[0.25, 0.1], metavar="RATIO", help="keep ratios of the policies")
-    add("--only", nargs="+", metavar="NAME", help=f"some of: {', '.join(NAMES)}, {MMR}, or any registered policy")
+    add("--parts", nargs="+", choices=PARTS, default=list(PARTS), help="selecting alone, with signals, MMR (all)")
+    add("--only", nargs="+", metavar="NAME", help=f"some of the registered policies and {MMR}")
     add("--models", nargs="+", metavar="NAME", help=f"some of: {', '.join(SHAPES)}")
     add("--out", type=Path, help="JSON file, the tables beside it; by default where results are kept, of a whole run")
     args = parser.parse_args(argv)
@@ -101,7 +109,8 @@ class Run:
         self.shapes = [shapes[name] for name in (args.models or shapes)]
         self.products: dict[tuple[int, int], Product] = {}
         self.scene: Scene | None = None
-        self.made: dict[tuple[str, str], dict] = {}
+        self.prompt: Prompt | None = None
+        self.made: dict[tuple[str, str, str], dict] = {}
 
     def rates(self) -> list[dict]:
         rows, self.products = rate_rows(self.shapes, self.args.device, max(2, self.args.rounds), self.clock)
@@ -113,35 +122,67 @@ class Run:
     def policy(self, name: str, shape: Shape) -> list[dict]:
         """All rows of a policy on one prompt."""
         if self.scene is None or self.scene.shape is not shape:
-            self.scene = None  # one at a time is enough memory
+            self.scene = self.prompt = None  # one at a time is enough memory
             self.scene = Scene(shape, getattr(torch, self.product(shape).dtype), self.args.device)
         rows = []
         for setting, options in settings(name, self.args.keep, shape):
             case = Case(name, setting, options, self.scene)
             rows.append(share_row(case, self.product(shape), self.args.rounds, self.clock))
-            rows.append(literal_row(case, self.args.rounds, self.clock, self.made.get((name, setting))))
-            self.made[name, setting] = rows[-1]
+            rows.append(literal_row(case, self.args.rounds, self.clock, self.made.get(("literal", name, setting))))
+            self.made["literal", name, setting] = rows[-1]
+        return rows
+
+    def selection(self, name: str, shape: Shape) -> list[dict]:
+        """Rows of selecting alone on one prompt."""
+        product, rows = self.product(shape), []
+        if self.prompt is None or self.prompt.shape is not shape:
+            self.scene = self.prompt = None
+            self.prompt = Prompt(shape, getattr(torch, product.dtype), self.args.device)
+        for setting, options in alone.settings(name, self.args.keep):
+            before = self.made.get(("selection", name, setting))
+            how = {"clock": self.clock, "before": before, "memory": not self.args.quick}
+            rows.append(alone.selection_row(name, setting, options, self.prompt, product, **how))
+            self.made["selection", name, setting] = rows[-1]
         return rows
 
     def mmr(self, kind: str, n: int, width: int, keep: float) -> list[dict]:
         return [mmr_row(kind, n, width, keep, self.args.rounds, self.clock, self.args.device)]
 
     def jobs(self) -> list[Job]:
-        names, sizes = self.args.only or [*NAMES, MMR], QUICK_SIZES if self.args.quick else SIZES
-        jobs = [Job("matrix products", 30, {"what": "rate"}, self.rates)]
-        for shape in self.shapes:
+        """What the arguments ask for."""
+        return [
+            Job("matrix products", 30, {"what": "rate"}, self.rates),
+            *self._selection(),
+            *self._share(),
+            *self._mmr(),
+        ]
+
+    def _selection(self) -> Iterator[Job]:
+        names = [name for name in self.args.only or sorted(POLICIES) if name in POLICIES]
+        known = {shape.model_type for shape in self.shapes}
+        for kind, shape in alone.shapes(self.args.quick) if "selection" in self.args.parts else ():
             for name in names:
-                if name != MMR:
-                    head = {"what": "share", "policy": name, "model": shape.title, "visual": shape.visual}
-                    weight = WEIGHT.get(name, 1) * shape.visual / 1000
-                    jobs.append(Job(f"{name} on {shape.title}", weight, head, partial(self.policy, name, shape)))
-        for n, width in sizes if MMR in names else ():
+                if shape.model_type in known and alone.kind_of(name) == kind:
+                    head = {"what": "selection", "policy": name, "model": shape.title, "visual": shape.visual}
+                    weight, make = 3 + 2 * shape.visual / 1000, partial(self.selection, name, shape)
+                    yield Job(f"{name} alone on {shape.title}, {shape.visual} tokens", weight, head, make)
+
+    def _share(self) -> Iterator[Job]:
+        names = [name for name in self.args.only or NAMES if name != MMR]
+        for shape in self.shapes if "share" in self.args.parts else ():
+            for name in names:
+                head = {"what": "share", "policy": name, "model": shape.title, "visual": shape.visual}
+                weight = WEIGHT.get(name, 1) * shape.visual / 1000
+                yield Job(f"{name} on {shape.title}", weight, head, partial(self.policy, name, shape))
+
+    def _mmr(self) -> Iterator[Job]:
+        wanted = MMR in self.args.parts and MMR in (self.args.only or [MMR])
+        for n, width in (QUICK_SIZES if self.args.quick else SIZES) if wanted else ():
             for keep in KEEP:
                 for kind in FEATURES:
                     head = {"what": "mmr", "features": kind, "visual": n, "width": width, "keep_ratio": keep}
                     title, make = f"mmr on {n} x {width}, {kind}, keep {keep}", partial(self.mmr, kind, n, width, keep)
-                    jobs.append(Job(title, 25 * (n / 8000) ** 2, head, make))
-        return jobs
+                    yield Job(title, 25 * (n / 8000) ** 2, head, make)
 
     def rows(self) -> list[dict]:
         """Every job in turn; one that fails is a row too."""
@@ -158,7 +199,7 @@ class Run:
 
 def result_file(args: argparse.Namespace) -> Path | None:
     """Where the rows are written; a quick run, or one of some of the rows, leaves no file of its own accord."""
-    if args.out or args.quick or args.only or args.models:
+    if args.out or args.quick or args.only or args.models or len(set(args.parts)) < len(PARTS):
         return args.out
     device = "cpu" if args.device == "cpu" else re.sub(r"[^a-z0-9]+", "-", torch.cuda.get_device_name().lower())
     return RESULTS / f"policies-{device}.json"

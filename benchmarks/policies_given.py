@@ -1,4 +1,4 @@
-"""Made-up prompts that look like pictures and clips, and every signal ready made, to time what selecting alone takes.
+"""Made-up prompts that look like pictures and clips, and every signal ready: for timing what selecting alone takes.
 
 The tokens of a picture are smooth fields with edges in them, those of a clip stay as they are for a while; whatever is
 made of a token, its keys or what attends to it, is made of the same few numbers, so that what is alike in one signal is
@@ -30,7 +30,7 @@ LATENT = 48
 PATCH = 6
 """Tokens from one point of a smooth field to the next."""
 ROUGH = 0.6
-"""Of a token's numbers what it shares with no neighbour, and with its place in the next frame if that stays."""
+"""Of the numbers behind a token what no neighbour has, but its place in the next frame, if it stays."""
 COMMON, NOISE = 0.6, 0.1
 """Lengths of what all tokens have in common, and of what no two of them have, beside what a picture shows."""
 SCENE, STILL = 8, 1.0

@@ -17,7 +17,7 @@ from vtprune.attention import Call, attention_inputs
 from vtprune.blocks.cells import even_cells, share
 from vtprune.blocks.scorer import Scorer, load_scorer
 from vtprune.policies.base import Policy
-from vtprune.signals import parse
+from vtprune.signals import CLASS_ROWS, parse
 from vtprune.tokens import Selection
 
 LARGEST = 4 << 30
@@ -110,15 +110,17 @@ def tower_score(need: str, state: State) -> Tensor:
         calls, tiles = scene.tower_calls, []
         for call in calls:
             for tile in range(len(call.query)):
-                if wanted.name == "cls_attention":
+                if wanted.name in CLASS_ROWS:
                     scores = (call.query[tile] @ call.key[tile].transpose(1, 2)) * call.scaling
-                    tiles.append(scores.softmax(-1, dtype=torch.float32).to(call.query.dtype)[:, 0, 1:])
+                    if wanted.name == "cls_attention":
+                        scores = scores.softmax(-1, dtype=torch.float32).to(call.query.dtype)
+                    tiles.append(scores[:, 0, 1:])
                 else:
                     tiles.append(full_map(call, tile, causal=False).mean((0, 1))[None, 1 if clip else 0 :])
         layers.append(torch.cat(tiles, 1))
     if scene.shape.tower == "qwen":
         layers = [scores.unflatten(1, (-1, 4)).mean(2) for scores in layers]
-    return torch.stack(layers) if wanted.name == "cls_attention" else layers[0][0]
+    return torch.stack(layers) if wanted.name in CLASS_ROWS else layers[0][0]
 
 
 def vtc_cls(policy: Policy, stops: list[Stop]) -> list[Answer]:

@@ -20,10 +20,13 @@ from vtprune.apply import merge_rows
 from vtprune.attention import Call, attention_inputs
 from vtprune.families.base import grid_coords
 from vtprune.policies.base import Policy
+from vtprune.rank import layer_rank
 from vtprune.rows import row_attention
-from vtprune.signals import Need, needed
+from vtprune.signals import CLASS_ROWS, UNPROJECTED, Need, needed
 from vtprune.tokens import BEFORE_LLM, Segment, Selection, VisualTokens
 from vtprune.transition import Transitions
+from vtprune.unprojected import Unprojected
+from vtprune.unrotated import UNROTATED, unrotated
 from vtprune.vision_signals import COLLECTED, VisionTap
 
 SEED = 7
@@ -51,7 +54,7 @@ class Scene:
         positions = torch.arange(shape.visual + shape.text, device=device)[None]
         self.rotary = LlamaRotaryEmbedding(config).to(device)(self.hidden, positions)
         self.tower, self.tower_inputs = self._clip() if shape.tower == "clip" else self._qwen()
-        self._found: dict[str, Tensor] = {}
+        self._found: dict[str, Tensor | Unprojected] = {}
 
     def _noise(self, *size: int) -> Tensor:
         return torch.randn(size, generator=self.generator).to(self.device, self.dtype)
@@ -96,8 +99,10 @@ class Scene:
         """The queries and keys that the tower's module compares."""
         return attention_inputs(self.tower, **self.tower_inputs)
 
-    def from_tower(self, need: Need) -> Tensor:
-        """(layers, heads, N) or (N,), by the taps that sit on the tower's layers; their order is the tower's own."""
+    def from_tower(self, need: Need) -> Tensor | Unprojected:
+        """A signal as ``SIGNALS`` has it, by the taps that sit on the tower's layers; its order is the tower's own."""
+        if need.name == UNPROJECTED:
+            return self._unprojected()
         tap_of = {layer: VisionTap(layer, [need], self.shape.tower == "clip") for layer in need.where}
         collected: dict = {}
         token = COLLECTED.set(collected)
@@ -106,13 +111,25 @@ class Scene:
                 tap(self.tower, (), self.tower_inputs)
         finally:
             COLLECTED.reset(token)
-        found = [torch.cat(collected[need.text][layer]) for layer in need.where]  # (tiles, heads or 1, patches)
-        scores = torch.stack([score.transpose(0, 1).flatten(1) for score in found])
+        # (tiles, heads or 1, patches), of keys (tiles, heads, d, patches)
+        found = [torch.cat(collected[need.text][layer]) for layer in need.where]
+        scores = torch.stack([score.movedim(0, -2).flatten(-2) for score in found])
         if self.shape.tower == "qwen":
             scores = scores.unflatten(-1, (-1, PATCHES)).mean(-1)
-        return scores if need.name == "cls_attention" else scores[0, 0]
+        return scores if need.name in CLASS_ROWS else scores[0] if need.name == "vision_keys" else scores[0, 0]
 
-    def remembered(self, need: Need) -> Tensor:
+    def _unprojected(self) -> Unprojected:
+        """The tower's tokens as a projector of one layer takes them."""
+        if self.shape.tower != "clip":
+            raise NotImplementedError("unprojected tokens are made up for towers with a class token alone")
+        x = self.tower_inputs["hidden_states"]
+        return Unprojected(x[:, 1:].flatten(0, 1), (x[0, 0],), self.projector)
+
+    @cached_property
+    def projector(self) -> nn.Module:
+        return self._built(nn.Linear(self.shape.tower_width, self.shape.width))
+
+    def remembered(self, need: Need) -> Tensor | Unprojected:
         """``from_tower``, computed once for all who do not time it."""
         if need.text not in self._found:
             self._found[need.text] = self.from_tower(need)
@@ -163,8 +180,27 @@ class State:
         """(1, P, D) what a module of a layer gives, for transitions."""
         return self.normed.flip(1).contiguous()
 
+    def decoder_keys(self, need: Need) -> Tensor:
+        """(heads, N or M, d) as ``vtprune.sight`` gives them: the keys of a layer that has run are in its cache."""
+        rows = self.text_rows[0] if need.name == "text_keys" else self.visual_rows
+        if need.name not in UNROTATED and need.where != "peek":
+            return self.call.key[0][:, rows]
+        inputs = {"hidden_states": self.scene.norm(self.sequence), "position_embeddings": self.rotary}
+        if need.name in UNROTATED:
+            return unrotated(self.scene.attn, inputs, need.name)[0][:, rows]
+        (call,) = attention_inputs(self.scene.attn, without=("q_proj", "v_proj"), attention_mask=None, **inputs)
+        return call.key[0][:, rows]
+
+    def decoder_norm(self, need: Need) -> Tensor:
+        """(N or M, D) through the last norm, which is like any other."""
+        return self.scene.norm(self.scene.text if need.name == "text_final_norm" else self.tokens.hidden)
+
     def decoder_rows(self, need: Need) -> Tensor:
-        """(N,) or (M, N) rows of a layer's attention, as ``vtprune.sight`` asks for them."""
+        """(N,) or (M, N) rows of a layer's attention, or their PageRank, as ``vtprune.sight`` asks for them."""
+        if need.name == "attention_rank":
+            inputs = {"hidden_states": self.normed, "position_embeddings": self.rotary}
+            real = torch.ones(1, self.sequence.shape[1], dtype=torch.bool, device=self.sequence.device)
+            return layer_rank(self.scene.attn, inputs, real, 0)[0, self.visual_rows]
         peek, last = need.where == "peek", need.name == "last_query_attention"
         hidden = self.scene.norm(self.sequence) if peek else self.normed
         inputs = {"hidden_states": hidden, "position_embeddings": self.rotary}
@@ -217,10 +253,16 @@ def signals(stop: Stop, needs: tuple[Need, ...], transitions: Transitions, tower
     for need in needs:
         if need.name == "projected_features":
             raise NotImplementedError("no features before pooling are made up here; leave out features='unpooled'")
-        if need.kind == "tower":
+        if need.name == UNPROJECTED:
+            serve[need.text] = lambda need=need: tower(need).of(state.tokens.rows, where.device)
+        elif need.kind == "tower":
             serve[need.text] = lambda need=need: tower(need)[..., state.tokens.rows]
         elif need.kind == "rows":
             serve[need.text] = lambda need=need: state.decoder_rows(need)
+        elif need.kind == "keys":
+            serve[need.text] = lambda need=need: state.decoder_keys(need)
+        elif need.kind == "norm":
+            serve[need.text] = lambda need=need: state.decoder_norm(need)
         elif transitions.done(need):
             serve[need.text] = lambda need=need: transitions.rows(need, 0, where, where.device)
     return Served(serve)
@@ -237,6 +279,8 @@ def record(policy: Policy, scene: Scene) -> list[Stop]:
         stop = Stop(site, state, tuple(layer for layer in seen if since <= layer < site))
         answer = _ask(policy, stop, signals(stop, needs, transitions, scene.remembered), memory)
         stops.append(stop)
+        if answer.last:
+            break
         since = site
         if len(answer.keep) < state.n or answer.changes:
             kept = state.tokens.rows[answer.keep.to(scene.device)]

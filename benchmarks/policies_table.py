@@ -1,6 +1,6 @@
 """The rows of the policies' benchmark as tables to read."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from benchmarks import engine_table
 from benchmarks.engine_table import Column, plain, ranged
@@ -21,6 +21,37 @@ def same(row: dict) -> str:
     return "yes" if row["same"] else " ".join(["NO", *more])
 
 
+SIZES = {"576": 1000, "2,880": 5000, "16k": 1 << 30}
+"""Sizes as they are called in the table of selecting alone -> the most visual tokens that are called so."""
+
+
+def at(size: str, cell: Callable[[dict], str]) -> Callable[[dict], str]:
+    """A cell of the row of one size, among those that ``by_policy`` laid side by side; "-" where it was not run."""
+
+    def found(row: dict) -> str:
+        one = row["sizes"].get(size)
+        return "" if one is None else "failed" if "error" in one else "-" if "skipped" in one else cell(one)
+
+    return found
+
+
+def by_policy(rows: Sequence[dict]) -> list[dict]:
+    """Rows of selecting alone, those of one policy and setting as one."""
+    found: dict[tuple, dict] = {}
+    for row in rows:
+        if row["what"] == "selection":
+            head = {name: row.get(name) for name in ("what", "policy", "kind", "setting")}
+            one = found.setdefault((row["policy"], row.get("setting")), {**head, "sizes": {}})
+            size = next(size for size, most in SIZES.items() if row["visual"] <= most)
+            one["sizes"][size] = row
+            one["note"] = one.get("note") or row.get("note")
+    return sorted(found.values(), key=lambda row: row["policy"])
+
+
+def _sides(name: str, cell: Callable[[dict], str]) -> list[Column]:
+    return [(f"{size}: {name}", at(size, cell)) for size in SIZES]
+
+
 TABLES: dict[str, tuple[str, list[Column]]] = {
     "rate": (
         "How fast this machine multiplies matrices of the decoders' shapes",
@@ -35,6 +66,17 @@ TABLES: dict[str, tuple[str, list[Column]]] = {
             *[("model", plain("model")), ("visual", plain("visual")), ("text", plain("text"))],
             *[("FLOPs", plain("flops", ".4g")), ("s, derived", plain("derived_seconds", ".1f"))],
             ("from", plain("derived_from")),
+        ],
+    ),
+    "selection": (
+        "Selecting alone, signals given: time, its share of the derived prefill, and the memory held meanwhile",
+        [
+            *[("policy", plain("policy")), ("of a", plain("kind")), ("setting", plain("setting"))],
+            ("kept of 2,880", at("2,880", lambda row: str(row["kept"][-1]))),
+            *_sides("ms", lambda row: f"{1000 * row['seconds']:.1f}"),
+            *_sides("%", lambda row: f"{100 * row['share']:.3f}"),
+            *_sides("MiB", lambda row: "" if row["peak_bytes"] is None else f"{row['peak_bytes'] / 2**20:.0f}"),
+            ("above the bound because", plain("note")),
         ],
     ),
     "share": (
@@ -67,23 +109,30 @@ TABLES: dict[str, tuple[str, list[Column]]] = {
 
 def tables(rows: Sequence[dict]) -> str:
     """All tables that have rows, in the order of ``TABLES``."""
-    return engine_table.tables(rows, TABLES)
+    return engine_table.tables([row for row in rows if row["what"] != "selection"] + by_policy(rows), TABLES)
 
 
 def summary(rows: Sequence[dict]) -> str:
     """How many bounds were met, how many answers agreed, what was not run; then each that is not as it should be."""
     judged, compared = [r for r in rows if "verdict" in r], [r for r in rows if "same" in r]
-    skipped, errors = [r for r in rows if "skipped" in r], [r for r in rows if "error" in r]
+    left_out, errors = [r for r in rows if "skipped" in r], [r for r in rows if "error" in r]
+    skipped, unrun = ([r for r in left_out if (r["what"] == "literal") is literal] for literal in (True, False))
     met, agreed = sum(r["verdict"] == "met" for r in judged), sum(r["same"] for r in compared)
     lines = [
         f"{met} of {len(judged)} bounds met; {agreed} of {len(compared)} literal forms gave the same; "
-        f"{len(skipped)} literal forms were not run; {len(errors)} rows failed"
+        f"{len(skipped)} literal forms were not run, nor {len(unrun)} selections; {len(errors)} rows failed"
     ]
-    lines += [f"  {_who(r)}: {r['verdict']} ({r['bound']})" for r in judged if r["verdict"] != "met"]
+    lines += [f"  {_who(r)}: {_missed(r)}" for r in judged if r["verdict"] != "met"]
     lines += [f"  {_who(r)}: not the same, {same(r)}" for r in compared if not r["same"]]
-    lines += [f"  {_who(r)}: skipped, {r['skipped']}" for r in skipped]
+    lines += [f"  {_who(r)}: skipped, {r['skipped']}" for r in left_out]
     lines += [f"  {_who(r)}: {r['error']}" for r in errors]
     return "\n".join(lines)
+
+
+def _missed(row: dict) -> str:
+    note = f": {row['note']}" if row["what"] == "selection" and "note" in row else ""
+    share = f", {100 * row['share']:.2f} %" if "share" in row else ""
+    return f"{row['verdict']} ({row['bound']}{share}){note}"
 
 
 def _who(row: dict) -> str:

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from vtprune.blocks.components import edge_components, joined_components, similar_components
+from vtprune.blocks.components import edge_components, similar_components
 from vtprune_kernels.greedy_race import gram
 from vtprune_kernels.merge import merge_tokens
 
@@ -32,37 +32,39 @@ class Counted:
 class ComponentCounts:
     """Counts components of the frames, and then of their means, by thresholds of cosine similarity.
 
-    Whatever no threshold changes is computed once: the edges of one maximum spanning tree in every frame, of which
-    those above a threshold join the frame's components there; and the products of all tokens, whose means over two
-    components are the product of the two components' means.
+    What no threshold changes is computed once: a maximum spanning tree of every frame, whose edges above a threshold
+    join the frame's components there; and the products of all tokens, whose mean over two components is the product of
+    the two components' means.
 
     x: (N, D) float32. sizes: tokens of each frame.
     """
 
     def __init__(self, x: Tensor, sizes: Sequence[int]):
+        if max(sizes) ** 2 > HELD:
+            raise ValueError(f"frames of up to {int(HELD**0.5)} tokens are counted so; got one of {max(sizes)}")
         self.x, self.n = x, len(x)
         self.products = gram(x) if self.n**2 <= HELD else None
         self.a, self.b, self.weight = spanning_trees(x, sizes, self.products)
 
     def __call__(self, similarity: float) -> Counted:
-        joined = self.weight > similarity
-        label = edge_components(self.n, self.a[joined], self.b[joined])
+        above = self.weight > similarity
+        label = edge_components(self.n, self.a[above], self.b[above])
         part = label.unique(return_inverse=True)[1]
-        count = self.n - int(joined.sum())  # a tree loses one component with every edge
+        count = self.n - int(above.sum())  # every edge of a tree joins two components
         if self.products is None or SHARE * count <= self.n:
             found, _ = similar_components(merge_tokens(self.x, part, None, count), similarity)
         else:
-            found, _ = joined_components(self._joins(part, count, similarity))
+            found = self._of_means(part, count, similarity)
         return Counted(similarity, len(found.unique()))
 
-    def _joins(self, part: Tensor, count: int, similarity: float) -> Tensor:
-        """(count, count) bool: which means of components are alike."""
+    def _of_means(self, part: Tensor, count: int, similarity: float) -> Tensor:
+        """(count,) labels of the means of components."""
         product = self.products
         if count < self.n:
             product = merge_tokens(product, part, None, count).T.contiguous()
             product = merge_tokens(product, part, None, count)
-        joins = _cosines(product) > similarity
-        return (joins | joins.T).fill_diagonal_(True)
+        a, b = (_cosines(product) > similarity).nonzero().unbind(1)
+        return edge_components(count, a, b)
 
 
 def _cosines(product: Tensor) -> Tensor:

@@ -19,7 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from vtprune.blocks.clip_grids import clip_grids
-from vtprune.blocks.component_counts import ComponentCounts
+from vtprune.blocks.component_counts import HELD, ComponentCounts
 from vtprune.blocks.components import representatives, similar_components
 from vtprune.blocks.forecast import Forecast, one_cut
 from vtprune.blocks.frame_runs import IMAGES, usual_images
@@ -95,9 +95,12 @@ class LLaVAScissor:
         if self.keep_ratio is None and self.n_keep is None:
             return attempt(self.similarity)
         wanted = self.count(len(x))
-        found = attempt(fit_threshold(ComponentCounts(x, sizes), wanted, -1.0, 1.0).similarity)
-        # where sums were rounded otherwise than in the count, a component more may be left
-        return found if len(found) <= wanted else fit_threshold(attempt, wanted, -1.0, 1.0)
+        if max(sizes) ** 2 <= HELD:
+            found = attempt(fit_threshold(ComponentCounts(x, sizes), wanted, -1.0, 1.0).similarity)
+            # where sums were rounded otherwise than in the count, a component more may be left
+            if len(found) <= wanted:
+                return found
+        return fit_threshold(attempt, wanted, -1.0, 1.0)
 
 
 @dataclass(frozen=True)
