@@ -9,6 +9,7 @@ from vtprune.api import is_wrapped, options, pruned, report, unwrap, wrap
 from vtprune.at_flops import AtFlops
 from vtprune.blocks.forecast import Forecast
 from vtprune.blocks.share import Share
+from vtprune.clip_question import ClipQuestion
 from vtprune.policies.base import POLICIES, Policy, ScorePolicy, register
 from vtprune.seconds import frame_times
 from vtprune.then import Then
@@ -22,6 +23,7 @@ __all__ = [
     "Forecast",
     "Share",
     "BEFORE_LLM",
+    "ClipQuestion",
     "ModelFacts",
     "POLICIES",
     "Policy",

@@ -2,12 +2,13 @@
 
 Zhang et al., "Beyond Attention or Similarity: Maximizing Conditional Diversity for Token Pruning in MLLMs", NeurIPS
 2025, arXiv:2506.10967.
-Differs from the authors' code: it needs CLIP's text tower, which the models here do not have, so relevance is an option
-(``vtprune.blocks.greedy_dpp.clip_relevance`` makes the published one from CLIP's embeddings), and without it the cosine
-to the question's word embeddings stands in, and the report says so; every image has its own scale and its own search
-(there all tiles and images of one call share a scale, and each tile is searched); when the picks span all tokens, the
-most relevant others follow (there picks repeat, and fewer tokens are kept); equal relevance everywhere is 1 (there a
-division by 0); the same picks come without a matrix of all pairs; ties go to the lowest index.
+Differs from the authors' code: it needs the question's words and CLIP's text tower, which the models here do not have,
+so relevance is an option (``vtprune.ClipQuestion`` makes the published one, from a CLIP that is given to it), and
+without it the cosine to the question's word embeddings stands in, and the report says so; of that relevance what
+follows the tower is in float32 (there the norm is in the tower's dtype); every image has its own scale and its own
+search (there all tiles and images of one call share a scale, and each tile is searched); when the picks span all
+tokens, the most relevant others follow (there picks repeat, and fewer tokens are kept); equal relevance everywhere is 1
+(there a division by 0); the same picks come without a matrix of all pairs; ties go to the lowest index.
 """
 
 from collections.abc import Callable
@@ -33,8 +34,9 @@ class CDPruner(ScorePolicy):
     """Picks greedily by the determinant of diag(r) S diag(r): relevance r in 0..1, cosines S of the visual tokens.
 
     relevance: "question" (mean cosine to the embeddings of the text after the last image); or one number for each
-               visual token, for samples of exactly as many; or a function of the tokens that returns one for each.
-               Higher is kept; it is scaled to 0..1.
+               visual token, for samples of exactly as many; or a function of the tokens that returns one for each, as
+               ``vtprune.ClipQuestion`` is, with the signals named in its ``needs``. Higher is kept; it is scaled to
+               0..1.
     compat:    faults of the released code, joined by commas: "released-shared-scale" scales relevance over all images
                of a sample together, "released-no-rank-guard" goes on when the picks span all tokens, so that picks
                repeat and fewer are kept; it makes a matrix of all pairs.
@@ -57,9 +59,16 @@ class CDPruner(ScorePolicy):
             )
 
     @property
+    def needs(self) -> frozenset[str]:
+        return frozenset(getattr(self.relevance, "needs", ()))
+
+    @property
     def notes(self) -> tuple[str, ...]:
         if isinstance(self.relevance, str):
             return (STANDS_IN.format("word-embedding"),)
+        told = getattr(self.relevance, "note", None)
+        if isinstance(told, str):
+            return (told,) if told else ()
         return (STANDS_IN.format("given" if isinstance(self.relevance, Tensor) else "computed"),)
 
     def score(self, tokens: VisualTokens) -> Tensor:
