@@ -219,7 +219,8 @@ class Cut:
     """Where and how the sequence gets shorter.
 
     rows:    (K,) int64, ascending rows of the sequence as it is at that site, or a function of its hidden states
-             (N, D) that returns them. Their rotary positions are kept.
+             (N, D) that returns them. Their rotary positions are kept. A row may come several times; copies see each
+             other.
     weights: (K, N) or None. Row k becomes ``weights[k] @ hidden`` instead of row ``rows[k]``.
     inside:  between the attention residual and the MLP of the layer, not before the layer.
     """
@@ -308,7 +309,7 @@ def layer_loop(
                 shorten(cut)
         keys.append(x.shape[1])
         mask = torch.zeros(x.shape[1], x.shape[1], dtype=x.dtype)
-        mask = mask.masked_fill(torch.ones_like(mask).triu(1).bool(), torch.finfo(x.dtype).min)[None, None]
+        mask = mask.masked_fill(rows[None, :] > rows[:, None], torch.finfo(x.dtype).min)[None, None]
         x = x + layer.self_attn(layer.input_layernorm(x), position_embeddings=rotary, attention_mask=mask)[0]
         for cut in here:
             if cut.inside:

@@ -13,7 +13,7 @@ from tests import oracle, tiny
 from tests.fake_flash import flash, use_fake_flash  # noqa: F401 (a fixture)
 from tests.probe import answer
 from tests.repeated import RepeatedRows
-from vtprune import BEFORE_LLM, Selection
+from vtprune import BEFORE_LLM, Selection, inside
 from vtprune.policies.pact import PACT
 from vtprune.policies.tome import ToMe
 
@@ -62,7 +62,7 @@ def repeated_rows(model, inputs, site, columns, keep, group, times):
     for slot, g in zip(at.tolist(), range(len(keep))):
         plan[slot] = 0
         plan[slot, columns[group == g]] = 1 / float(times[g])
-    return RepeatedRows(model, max(0, site), rows, many, plan)
+    return RepeatedRows(model, max(0, int(site)), rows, many, plan)
 
 
 def columns_of(model, inputs):
@@ -201,6 +201,18 @@ def test_a_static_cache_keeps_the_numbers():
         got = answer(model, inputs, cache_implementation="static", compile_config=config)
         assert_same(got, expected, 1e-9)
         assert not torch._dynamo.utils.counters["graph_break"]
+
+
+def test_inside_a_layer_it_is_the_same():
+    """Oracle: a hand-written layer loop in which rows come several times after the attention of layer 1."""
+    model, inputs, policy = model_of("llava"), tiny.batch("llava", "one"), Threes(inside(1))
+    copies = repeated(model, inputs, policy)
+    rows, plan = (part.repeat_interleave(copies.times, 0) for part in (copies.rows, copies.plan))
+    expected = oracle.loop_greedy(model, inputs, {1: oracle.Cut(rows, plan, inside=True)}, 5)
+    with vtprune.pruned(model, policy):
+        got = answer(model, inputs)
+    assert got[0][0, -5:].tolist() == expected[0]
+    torch.testing.assert_close(torch.cat(got[1]), expected[1].float(), atol=1e-5, rtol=0)
 
 
 class Watch(Threes):
