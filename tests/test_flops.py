@@ -316,7 +316,6 @@ def test_mistakes_are_named():
 @pytest.mark.parametrize(
     ("changes", "named"),
     [
-        ({"num_experts": 8}, "num_experts"),
         ({"kv_lora_rank": 16}, "kv_lora_rank"),
         ({"layer_types": ["linear_attention", "full_attention"]}, "linear_attention"),
         ({"num_kv_shared_layers": 2}, "num_kv_shared_layers"),
@@ -332,3 +331,9 @@ def test_decoders_of_another_kind_are_refused(changes, named):
         decoder_flops(config, [3, 3])
     with pytest.raises(NotImplementedError, match=named):
         kv_bytes(config, [3, 3], 2)
+    # what a layer stores does not depend on its MLP
+    plain = {name: value for name, value in vars(config).items() if name not in changes}
+    config = SimpleNamespace(**plain, num_experts=8)
+    with pytest.raises(NotImplementedError, match="num_experts"):
+        decoder_flops(config, [3, 3])
+    assert kv_bytes(config, [3, 3], 2) == 2 * 8 * 6 * 2

@@ -159,7 +159,7 @@ def test_keys_are_read_beside_layers_that_share_them():
     keys_are_the_models_own("gemma4_shared", True)
 
 
-# ------------------------------------------------------------------------------------------ planes and inputs per token
+# ---------------------------------------------------------------------------------------- planes and inputs per token
 
 
 class Pairs:

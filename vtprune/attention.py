@@ -24,11 +24,13 @@ class Call:
     query:   (B, H, Q, d) after norms and rotation.
     key:     (B, H_kv, K, d) after norms and rotation, one for each group of query heads.
     scaling: the factor on query @ key.
+    causal:  whether no query sees a later key, though no mask says so.
     """
 
     query: Tensor
     key: Tensor
     scaling: float
+    causal: bool = False
 
 
 class _Reached(Exception):
@@ -49,7 +51,8 @@ class _Recorder(TorchFunctionMode):
             return func(*args, **kwargs)
         named = {**dict(zip(("query", "key", "value"), args)), **kwargs}
         query, scale = named["query"], named.get("scale")
-        self.calls.append(Call(query, named["key"], query.shape[-1] ** -0.5 if scale is None else scale))
+        scale = query.shape[-1] ** -0.5 if scale is None else scale
+        self.calls.append(Call(query, named["key"], scale, bool(named.get("is_causal"))))
         self.missing -= query.shape[-2]
         if self.missing <= 0:
             raise _Reached

@@ -113,6 +113,20 @@ def has_state_masks() -> bool:
     return hasattr(masking_utils, "create_recurrent_attention_mask")
 
 
+def layer_heads(config: Any, index: int) -> tuple[int, int, int]:
+    """Query heads, key heads and head size of one layer of a text config whose layers may differ.
+
+    Gemma 4's layers that see everything have heads of their own: 5.23 has a config for each layer, 5.9 fields.
+    """
+    own = config.per_layer_config[index] if hasattr(config, "per_layer_config") else config
+    keys, size = own.num_key_value_heads, own.head_dim
+    if own is config and config.layer_types[index] == "full_attention":
+        size = getattr(config, "global_head_dim", None) or size
+        if getattr(config, "attention_k_eq_v", False):
+            keys = getattr(config, "num_global_key_value_heads", None) or keys
+    return config.num_attention_heads, keys, size
+
+
 def rotary(decoder: Any, index: int, hidden: Tensor, position_ids: Tensor) -> Any:
     """The rotary tables of decoder layer ``index`` for positions (B, K).
 

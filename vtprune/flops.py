@@ -5,8 +5,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from vtprune import flops_linear
-from vtprune.layer_sizes import has_latents, heads, number, refuse_unknown, sizes_of, stored_width, width
+from vtprune import flops_layers, flops_linear
+from vtprune.layer_sizes import has_latents, heads, number, refuse_unstored, sizes_of, stored_width, width
 
 Length = int | tuple[int, int]
 """Tokens that a layer processes; a pair (attention, MLP) where a site lies inside the layer."""
@@ -48,6 +48,11 @@ class Flops:
         )
 
 
+def config_of(text_config: Any, index: int) -> Any:
+    """The config that says what layer ``index`` is like: one of its own where layers differ."""
+    return flops_layers.layer_config(text_config, index) if flops_layers.is_layered(text_config) else text_config
+
+
 def _pairs(lengths: Sequence[Length], layers: int) -> list[tuple[int, int]]:
     """(attention, MLP) tokens of each layer."""
     if len(lengths) != layers:
@@ -87,6 +92,8 @@ def decoder_counter(
     """``decoder_flops`` of one config, for whoever asks for many lengths. Raises as that does."""
     if flops_linear.is_hybrid(text_config):
         return _hybrid_counter(text_config)
+    if flops_layers.is_layered(text_config):
+        return _layered_counter(text_config)
     sizes = sizes_of(text_config, mlp_matrices)
     nothing, both = (0,) * sizes.layers, sizes.queries + sizes.values
 
@@ -112,6 +119,18 @@ def _hybrid_counter(text_config: Any) -> Callable[[Sequence[Length], Sequence[in
     return count
 
 
+def _layered_counter(text_config: Any) -> Callable[[Sequence[Length], Sequence[int] | None], Flops]:
+    counters = [decoder_counter(one) for one in flops_layers.layer_configs(text_config)]
+
+    def count(lengths: Sequence[Length], past: Sequence[int] | None = None) -> Flops:
+        pairs = _pairs(lengths, len(counters))
+        held = [n for n, _ in _pairs([0] * len(counters) if past is None else past, len(counters))]
+        found = (one([pair], [before]) for one, pair, before in zip(counters, pairs, held, strict=True))
+        return sum(found, Flops())
+
+    return count
+
+
 def decode_flops(text_config: Any, lengths: Sequence[Length], steps: int, *, mlp_matrices: int | None = None) -> Flops:
     """FLOPs of the decoder layers for ``steps`` one-token forwards on the cache that a prefill of ``lengths`` left.
 
@@ -123,6 +142,10 @@ def decode_flops(text_config: Any, lengths: Sequence[Length], steps: int, *, mlp
     if flops_linear.is_hybrid(text_config):
         pairs = _pairs(lengths, text_config.num_hidden_layers)
         return flops_linear.hybrid_decode_flops(text_config, pairs, steps, decode_flops)
+    if flops_layers.is_layered(text_config):
+        ones = flops_layers.layer_configs(text_config)
+        held = zip(ones, _pairs(lengths, len(ones)), strict=True)
+        return sum((decode_flops(one, [pair], steps) for one, pair in held), Flops())
     sizes = sizes_of(text_config, mlp_matrices)
     keys = sum(steps * n + steps * (steps + 1) // 2 for n, _ in _pairs(lengths, sizes.layers))
     linear = steps * (sizes.token * sizes.layers + sum(sizes.mlp)) + sizes.key * keys
@@ -175,12 +198,16 @@ def kv_bytes(text_config: Any, lengths: Sequence[Length], dtype_size: int) -> in
     dtype_size: bytes per number: 2 for bfloat16 and float16, 4 for float32.
     Latent attention stores one latent and one rotated key for all heads, as of transformers 5.23.
     Layers with a sliding window count in full, as a pruned cache keeps them; an unpruned one may hold less. Layers that
-    keep a state have no keys and values: see ``flops_linear.state_bytes_of``.
+    keep a state have no keys and values: see ``flops_linear.state_bytes_of``. Nor have those that read another one's.
     """
     if flops_linear.is_hybrid(text_config):
         held = [_pairs(lengths, text_config.num_hidden_layers)[i] for i in flops_linear.attending(text_config)]
         return kv_bytes(flops_linear.attention_config(text_config), held, dtype_size)
-    refuse_unknown(text_config)
+    if flops_layers.is_layered(text_config):
+        pairs = _pairs(lengths, number(text_config, "num_hidden_layers"))
+        stored = flops_layers.storing(text_config)
+        return sum(kv_bytes(flops_layers.layer_config(text_config, i), [pairs[i]], dtype_size) for i in stored)
+    refuse_unstored(text_config)
     tokens = sum(n for n, _ in _pairs(lengths, number(text_config, "num_hidden_layers")))
     return stored_width(text_config) * tokens * dtype_size
 

@@ -60,7 +60,9 @@ def _call_flops(family: Family, model: nn.Module, base: nn.Module, call: Mapping
     if kind not in ("image", "video"):
         raise ValueError(f'the kind of an encoder call is "image" or "video"; got {kind!r}')
     towers = family.towers(model)
-    tower, name = towers[kind], base.config.model_type
+    tower, name = towers.get(kind), base.config.model_type
+    if tower is None:
+        raise NotImplementedError(f"vision FLOPs are unknown for {name!r}, of which no tower with attention is known")
     if name in _GRID_FAMILIES:
         encoded = _grid_call(tower.config, _ints(call[f"{kind}_grid_thw"]))
     elif name in _PACKED:

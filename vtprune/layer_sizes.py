@@ -11,9 +11,10 @@ UNGATED = frozenset(
 # what a config says of a decoder that is more than attention and a dense MLP
 _EXPERTS = ("num_experts", "num_local_experts", "n_routed_experts", "moe_num_experts")
 _LATENT = "kv_lora_rank"
+_ELSEWHERE = ("num_kv_shared_layers", "cross_attention_layers")
 _SPECIAL = (
-    *("num_kv_shared_layers", "hidden_size_per_layer_input", "cross_attention_layers"),
-    *("attn_output_gate", "attention_k_eq_v", "enable_moe_block", "use_double_wide_mlp"),
+    *(*_ELSEWHERE, "hidden_size_per_layer_input", "attn_output_gate"),
+    *("attention_k_eq_v", "enable_moe_block", "use_double_wide_mlp"),
 )
 _ATTENTION_LAYERS = {"full_attention", "sliding_attention", "chunked_attention"}
 
@@ -111,6 +112,19 @@ def refuse_unknown(config: Any) -> None:
         )
 
 
+def refuse_unstored(config: Any) -> None:
+    """Raises NotImplementedError for layers of which it is not known what they store of a token."""
+    model_type = getattr(config, "model_type", type(config).__name__)
+    found = [_LATENT] if has_latents(config) and model_type not in LATENT else []
+    found += [name for name in _ELSEWHERE if getattr(config, name, None)]
+    found += sorted(set(getattr(config, "layer_types", None) or ()) - _ATTENTION_LAYERS)
+    if found:
+        raise NotImplementedError(
+            f"bytes are known for decoders of which every layer stores its own keys and values; {model_type!r} has "
+            f"{', '.join(found)}. Look at the cache instead"
+        )
+
+
 def sizes_of(config: Any, mlp_matrices: int | None = None) -> Sizes:
     """The sizes of a text config. Raises NotImplementedError as ``refuse_unknown``, ValueError for no text config."""
     refuse_unknown(config)
@@ -119,7 +133,9 @@ def sizes_of(config: Any, mlp_matrices: int | None = None) -> Sizes:
         return _latent(config, mlp)
     n_query, n_key, size = heads(config)
     queries, keys = n_query * size, n_key * size
-    return Sizes(queries, queries, 2 * width(config) * (queries + keys), 0, mlp)
+    # one projection may give keys and values
+    fed = (1 if getattr(config, "keys_are_values", False) else 2) * keys
+    return Sizes(queries, queries, width(config) * (2 * queries + fed), 0, mlp)
 
 
 def _latent(config: Any, mlp: tuple[int, ...]) -> Sizes:
@@ -150,7 +166,7 @@ def _mlp(config: Any, mlp_matrices: int | None) -> tuple[int, ...]:
     hidden, layers = width(config), number(config, "num_hidden_layers")
     dense = mlp_matrices * hidden * number(config, "intermediate_size", "ffn_dim")
     if not has_experts(config):
-        return (dense,) * layers
+        return (dense + getattr(config, "beside_mlp", 0),) * layers
     shared = getattr(config, "n_shared_experts", None) or getattr(config, "moe_num_shared_experts", None) or 0
     met = number(config, "num_experts_per_tok", "moe_topk") + shared
     size = number(config, "moe_intermediate_size", "intermediate_size")

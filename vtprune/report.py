@@ -274,9 +274,9 @@ class Report:
                         length = self.last.lengths[b][layer.index]
                         keys = length[0] if isinstance(length, tuple) else length
                         if need.name == RANK:
-                            total = total + flops.attention_rows_flops(
-                                self._text_config, PASSES * keys, keys, True, query_rows=keys
-                            )
+                            config = flops.config_of(self._text_config, layer.index)
+                            passes = PASSES * keys
+                            total = total + flops.attention_rows_flops(config, passes, keys, True, query_rows=keys)
                             continue
                         total = total + self._row_flops(layer, rows, keys)
         return total
@@ -285,10 +285,13 @@ class Report:
         from vtprune.attention import projects_apart
 
         whole, more = layer.peek or self.last.kv_bytes is None, {}
+        config = flops.config_of(self._text_config, layer.index)
         if not projects_apart(self._family.decoder(self._model).layers[layer.index].self_attn):
             # queries, keys and values come out of one matrix: of all tokens before the layer ran, of some rows after
             more = {"query_rows": keys, "value_rows": keys} if whole else {"value_rows": 2 * rows}
-        return flops.attention_rows_flops(self._text_config, rows, keys, whole, **more)
+            if getattr(config, "keys_are_values", False):
+                more["value_rows"] = 0 if whole else rows
+        return flops.attention_rows_flops(config, rows, keys, whole, **more)
 
     @property
     def flops_vision(self) -> flops.Flops:
@@ -308,6 +311,10 @@ class Report:
         if self._plan.linear:
             raise NotImplementedError(
                 f"FastV's figure takes attention in every layer; {config.model_type!r} has layers without: see flops"
+            )
+        if not isinstance(config.intermediate_size, int):
+            raise NotImplementedError(
+                f"FastV's figure takes MLPs of one size; those of {config.model_type!r} differ: see flops instead"
             )
         if has_experts(config):
             raise NotImplementedError(

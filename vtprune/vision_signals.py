@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from vtprune.attention import Call, allowed_keys, attention_inputs
+from vtprune.compat import attention_kind
 from vtprune.families.base import Family, Source
 from vtprune.signals import CLASS_ROWS, PROJECTED, UNPROJECTED, Need, parse
 from vtprune.unprojected import unprojected_of
@@ -49,7 +50,9 @@ class VisionTap:
             elif need.name == "vision_keys":
                 score = torch.cat([call.key for call in calls], -2).transpose(-1, -2)
             else:
-                score = column_means(calls, inputs)[:, None]
+                # Phi-4's tower is causal where no mask says otherwise, but not in eager attention (5.23)
+                causal = calls[0].causal and attention_kind(module.config) != "eager"
+                score = column_means(calls, inputs, causal)[:, None]
             score = score[..., 1:] if self.class_token else score
             collected.setdefault(need.text, {}).setdefault(self.layer, []).append(score)
 
@@ -111,10 +114,11 @@ def joint_class_row(calls: Sequence[Call]) -> Tensor:
 
 
 @torch.no_grad()
-def column_means(calls: Sequence[Call], inputs: Mapping[str, Any]) -> Tensor:
+def column_means(calls: Sequence[Call], inputs: Mapping[str, Any], causal: bool = False) -> Tensor:
     """(tiles, K) float32: what each patch gets from the patches of its own image, mean over heads and those patches.
 
     inputs: of the attention module; how a packed sequence is divided is read from its ``cu_seq_lens_q`` or mask.
+    causal: whether patches see no later ones where neither says anything.
     """
     mask, ends = inputs.get("attention_mask"), inputs.get("cu_seq_lens_q")
     visible, weights = EVERYTHING, None
@@ -130,6 +134,9 @@ def column_means(calls: Sequence[Call], inputs: Mapping[str, Any]) -> Tensor:
             allowed = allowed_keys(mask, rows.expand(tiles, -1), queries, keys, causal=False)
             # a patch that may not see itself is padding
             visible, weights = Visible(allowed=allowed), allowed.diagonal(dim1=1, dim2=2).float()
+    elif causal:
+        rows = torch.arange(calls[0].query.shape[2], device=calls[0].query.device)
+        visible = Visible(last=rows.expand(len(calls[0].query), -1))
     options = {"visible": visible, "weights": weights, "over": "seeing"}
     return torch.cat([attention_columns(c.query, c.key, scale=c.scaling, **options) for c in calls], -1)
 

@@ -60,6 +60,8 @@ def _shared(layers: int) -> nn.Module:
 def _moe(layers: int) -> nn.Module:
     experts = {"enable_moe_block": True, "num_experts": 4, "top_k_experts": 2, "moe_intermediate_size": 32}
     more = {"hidden_size_per_layer_input": 0, "use_bidirectional_attention": "vision", "attention_k_eq_v": True}
+    # layers that see everything have heads of their own, of which one projection gives keys and values
+    more |= {"global_head_dim": 32, "num_global_key_value_heads": 1}
     return eager_experts(_gemma4(_text(layers, **more, **experts)))
 
 
