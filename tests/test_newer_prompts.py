@@ -25,6 +25,7 @@ PICTURES = {
     "glm4v_moe": "Glm4vImageProcessorPil",
     "paddleocr_vl": "PaddleOCRVLImageProcessorPil",
     "video_llama_3": "VideoLlama3ImageProcessorPil",
+    "ernie4_5_vl_moe": "Ernie4_5_VLMoeImageProcessorPil",
 }
 QWEN_LIKE = ("qwen3_vl_moe", "qwen2_5_omni", "qwen3_omni_moe", "glm4v", "glm46v", "glm4v_moe")
 
@@ -80,6 +81,8 @@ def clip(family: str, pixels: np.ndarray) -> dict:
     t, grid = len(frames), [frames.shape[2] // patch, frames.shape[3] // patch]
     if family in QWEN_LIKE:
         made = {"pixel_values_videos": in_blocks(frames, patch, 2), "video_grid_thw": torch.tensor([[t // 2, *grid]])}
+    elif family == "ernie4_5_vl_moe":
+        made = {"pixel_values_videos": in_blocks(frames, patch, 1), "video_grid_thw": torch.tensor([[t, *grid]])}
     elif family == "video_llama_3":
         made = {"pixel_values_videos": in_blocks(frames, patch, 1), "video_grid_thw": torch.tensor([[t, *grid]])}
         made["video_merge_sizes"] = torch.tensor([2])
@@ -109,13 +112,13 @@ def encoded(family: str, kind: str, pixels: np.ndarray):
 
 
 CASES = [(name, "image") for name in (*PICTURES, "kimi_k25")]
-CASES += [(name, "video") for name in (*QWEN_LIKE, "video_llama_3", "kimi_k25")]
+CASES += [(name, "video") for name in (*QWEN_LIKE, "video_llama_3", "kimi_k25", "ernie4_5_vl_moe")]
 
 
 @pytest.mark.parametrize(("family", "kind"), CASES)
 def test_a_token_is_where_its_pixels_are(family, kind):
     """Oracle: the pixels of one place are inverted; as patches do not attend to each other, one token changes."""
-    step = 2 if family in QWEN_LIKE and kind == "video" else 1
+    step = 2 if family in (*QWEN_LIKE, "ernie4_5_vl_moe") and kind == "video" else 1
     # VideoLLaMA 3 joins patches in clips alone
     side = patch_of(family) * (1 if (family, kind) == ("video_llama_3", "image") else 2)
     t, h, w = (1, 3, 5) if kind == "image" else (2, 2, 3)

@@ -56,7 +56,7 @@ def test_rows_equal_eager_attention(family, use_cache):
 # ------------------------------------------------------------------------------------------------ the vision tower
 
 TOWERS = ("qwen3_vl_moe", "qwen2_5_omni", "qwen3_omni_moe", "glm4v", "glm46v", "glm4v_moe")
-TOWERS += ("paddleocr_vl", "video_llama_3", "kimi_k25")
+TOWERS += ("paddleocr_vl", "video_llama_3", "kimi_k25", "ernie4_5_vl_moe")
 ENCODED = [(name, "image") for name in TOWERS] + [(name, "video") for name in TOWERS if tiny.NEWER[name].clip]
 
 
