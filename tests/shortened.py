@@ -29,12 +29,14 @@ class Run:
 
     cache:  a stock cache. keys: of each attention layer the logical places of what it was given.
     length: tokens that were there, dropped ones included.
+    left:   of them those that were there at the end.
     logits: (n, K, V) of the last forward's rows, and rows: (K,) their logical places.
     """
 
     cache: Cache
     keys: dict[int, Tensor]
     length: int = 0
+    left: int = 0
     logits: Tensor | None = None
     rows: Tensor | None = None
 
@@ -48,10 +50,11 @@ class Shortened:
     """What the unwrapped model hands to its decoder for a batch, to be run sample by sample.
 
     For a later turn give its inputs and, as ``past_key_values``, a stock cache that has seen as many tokens.
+    compact: the only site, from which on what is left is numbered without gaps; None leaves tokens their places.
     """
 
-    def __init__(self, model: nn.Module, inputs: tiny.Batch, **more: Any):
-        self.model, self.text = model, tiny.text_model(model)
+    def __init__(self, model: nn.Module, inputs: tiny.Batch, compact: float | None = None, **more: Any):
+        self.model, self.text, self.compact = model, tiny.text_model(model), compact
         self.config = self.text.config
         caught: list[dict] = []
         hook = self.text.register_forward_pre_hook(lambda m, args, kwargs: caught.append(kwargs), with_kwargs=True)
@@ -96,6 +99,9 @@ class Shortened:
         for i, layer in enumerate(self.text.layers):
             for site in sorted(site for site in stays if max(site, 0) == i):
                 shorten(site)
+            if self.compact is not None and i == max(self.compact, 0):
+                places = torch.arange(len(rows))[None] + run.left
+                tables = {kind: self._rotary(hidden, places, kind) for kind in set(kinds)}
             mask = None if kinds[i] in LINEAR else self._mask(run, i, rows, hidden)
             given = {"attention_mask": mask, "position_embeddings": tables[kinds[i]]}
             if i + 0.5 in stays:
@@ -106,7 +112,8 @@ class Shortened:
             out = layer(hidden, past_key_values=run.cache, use_cache=True, **given)
             hidden = out[0] if isinstance(out, tuple) else out
         norm = self.text.norm if hasattr(self.text, "norm") else self.text.embedding_norm
-        run.length, run.logits, run.rows = length, self.model.lm_head(norm(hidden)), rows
+        run.length, run.left = length, run.left + len(rows)
+        run.logits, run.rows = self.model.lm_head(norm(hidden)), rows
         return run
 
     def _rotary(self, hidden: Tensor, ids: Tensor, kind: str):

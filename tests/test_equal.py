@@ -2,13 +2,14 @@
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from vtprune.equal import equalized
 from vtprune.tokens import Selection
 
 
+@settings(max_examples=30, deadline=None)
 @given(st.lists(st.tuples(st.integers(0, 9), st.integers(1, 20), st.randoms()), min_size=1, max_size=4))
 def test_all_are_as_long_as_the_longest(samples):
     """Oracle: counts; and what was kept stays, in order."""

@@ -19,6 +19,8 @@ from vtprune.states import state_bytes
 
 FAMILIES = [name for name, newer in tiny.NEWER.items() if newer.hybrid]
 LAYERS = 6
+SLOW = pytest.mark.slow(reason="the decoder of one that is counted by default")
+every = pytest.mark.parametrize("family", [pytest.param(f, marks=SLOW if "minicpm" in f else ()) for f in FAMILIES])
 
 
 @cache
@@ -45,7 +47,7 @@ def behind(config) -> Flops:
     return columns(config, kernel - 1)
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@every
 def test_a_prefill_equals_the_counter(family):
     """Oracles: torch's counter around the decoder, chunks of the delta rule filled and not; the cache it leaves."""
     text, config = tiny.text_model(model_of(family)), model_of(family).config.get_text_config()
@@ -62,7 +64,7 @@ def test_a_prefill_equals_the_counter(family):
         assert state_bytes_of(config, 4) == state_bytes(cache_)
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@every
 def test_a_decode_step_equals_the_counter(family):
     """Oracle: torch's counter, but for the rule from state to state, which multiplies number by number: by hand."""
     text, config = tiny.text_model(model_of(family)), model_of(family).config.get_text_config()
@@ -78,7 +80,7 @@ def test_a_decode_step_equals_the_counter(family):
     assert mine == decoder_flops(config, [1] * LAYERS, past=[9] * LAYERS)
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@every
 def test_a_pruned_prefill_equals_the_counter(family):
     """Oracles: torch's counter around ``generate`` of one token, pruned and not, and the cache it leaves."""
     model, inputs, outputs = model_of(family), tiny.batch(family, "one", torch.float32), []
