@@ -91,6 +91,7 @@ def test_which_layer_serves():
         ("keys:peek", 1): None,
         ("keys:peek", 2): RowLayer(2, True),
         ("keys:peek", 3): RowLayer(2, False),
+        ("keys:peek", 5): RowLayer(4, False),
         ("keys:1", 5): None,
         ("keys:3", 5): RowLayer(2, False),
         ("keys:3", 3): None,

@@ -151,7 +151,8 @@ def test_decoders_of_unknown_layers_are_refused_at_wrap():
     """Attention and a state in one layer, or a kind of layer that nobody tried."""
     model = tiny.build("qwen3_5", dtype=torch.float32)
     before, config = traces(model), tiny.text_model(model).config
-    for kinds in (["hybrid"] * 4, ["linear_attention", "mamba", "full_attention", "linear_attention"]):
+    linear = "linear_attention"
+    for kinds in ([linear, linear, "hybrid", linear], [linear, "mamba", "full_attention", linear]):
         config.layer_types = kinds
         with pytest.raises(NotImplementedError, match="without plain self-attention.*linear_attention"):
             vtprune.wrap(model, "random")
