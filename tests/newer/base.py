@@ -29,6 +29,8 @@ class Newer:
     mrope:     positions have time, height and width.
     hybrid:    some layers are recurrent, so that only a shortened run is an oracle, no mask.
     tolerance: of logits against an oracle in float64; what the model computes in float32 inside sets it.
+    undetectable: what its structure does not tell, so that ``wrap(..., strict=False)`` refuses it unregistered; a part
+               of the reason that is given. "" if it can be detected.
     """
 
     model: Callable[[int], nn.Module]
@@ -40,3 +42,4 @@ class Newer:
     mrope: bool = False
     hybrid: bool = False
     tolerance: float = 1e-9
+    undetectable: str = ""

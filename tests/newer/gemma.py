@@ -157,4 +157,5 @@ NEWER["gemma4_moe"] = Newer(_moe, _image, _clip, types)
 NEWER["gemma4_unified"] = Newer(
     _unified, lambda size, seed: _image(size, seed, 1), lambda frames, seed: _clip(frames, seed, 1), types
 )
-NEWER["gemma3n"] = Newer(_gemma3n, _features)
+# a token is several vectors, of which the config says which one attention sees
+NEWER["gemma3n"] = Newer(_gemma3n, _features, undetectable="hidden states of shape")
