@@ -15,6 +15,7 @@ from transformers import (
 
 import vtprune
 from tests import oracle, tiny
+from tests.newer.base import mostly_slow
 from tests.probe import ByNorm, KeepAll, answer, traces, visible
 from vtprune import BEFORE_LLM
 from vtprune.families.base import FAMILIES
@@ -34,13 +35,6 @@ PLACED = {"llava", "qwen2_5_vl", "paligemma", "qwen3_vl_moe", "qwen2_5_omni", "g
 """Some of those whose images have a place for every token, also where nobody knows the family."""
 USUAL = {*PLACED, "gemma4_shared", "ernie4_5_vl_moe", "molmo2", "idefics2"}
 """What runs by default: one of each kind."""
-
-
-def families(names):
-    slow = pytest.mark.slow(reason="every family; `make test-matrix` runs them")
-    return pytest.mark.parametrize(
-        "family", [name if name in USUAL else pytest.param(name, marks=slow) for name in names]
-    )
 
 
 @cache
@@ -99,7 +93,7 @@ def places(model, inputs) -> list[torch.Tensor]:
     return [row.coords for row in vtprune.report(model).last.layout.rows]
 
 
-@families(DETECTABLE)
+@pytest.mark.parametrize("family", mostly_slow(DETECTABLE, USUAL))
 def test_a_forgotten_family_is_detected_and_pruned(family, monkeypatch):
     """Oracles: masked columns at full length, and the registered family's parts and places, which may be unknown."""
     inputs = tiny.batch(family, "two_images")
@@ -128,7 +122,7 @@ def test_a_forgotten_family_is_detected_and_pruned(family, monkeypatch):
         torch.testing.assert_close(a, b, atol=tolerance, rtol=0)
 
 
-@families(WITH_CLIPS)
+@pytest.mark.parametrize("family", mostly_slow(WITH_CLIPS, USUAL))
 def test_a_forgotten_family_places_no_clip_wrongly(family, monkeypatch):
     """Oracle: the registered family; what is not known stays so."""
     inputs = tiny.video(family, "one")

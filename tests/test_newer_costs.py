@@ -7,6 +7,7 @@ import torch
 
 import vtprune
 from tests import tiny
+from tests.newer.base import mostly_slow
 from tests.probe import ByNorm
 from tests.test_flops import assert_same, count, counted
 from tests.test_flops_vision import compare
@@ -18,6 +19,10 @@ COUNTED = (
     *("paddleocr_vl", "video_llama_3", "kimi_k25", "mistral3_m4"),
 )
 MULTIMODAL = [(name, "image") for name in COUNTED] + [(name, "video") for name in COUNTED if tiny.NEWER[name].clip]
+PREFILLS = [("qwen3_vl_moe", "image"), ("glm4v_moe", "video"), ("kimi_k25", "image"), ("qwen2_5_omni", "video")]
+PREFILLS += [("paddleocr_vl", "image"), ("video_llama_3", "video")]
+TOWERS = [("video_llama_3", "image"), ("kimi_k25", "video"), ("qwen2_5_omni", "image"), ("glm4v", "image")]
+TEXTS = ("qwen3_vl_moe", "qwen3_omni_moe", "glm4v_moe", "kimi_k25", "mistral3_m4")
 
 
 @cache
@@ -29,7 +34,7 @@ def batch_of(family: str, kind: str, which: str = "ragged"):
     return (tiny.batch if kind == "image" else tiny.video)(family, which, torch.float32)
 
 
-@pytest.mark.parametrize("family", COUNTED)
+@pytest.mark.parametrize("family", mostly_slow(COUNTED, TEXTS))
 def test_decoder_and_cache_equal_the_counter(family):
     """Oracles: torch's counter around a prefill, a second one and two decode steps on its cache; the cache itself."""
     model = model_of(family)
@@ -47,13 +52,13 @@ def test_decoder_and_cache_equal_the_counter(family):
     assert_same(decode_flops(config, [13] * depth, 2), counted(forward(1)) + counted(forward(1)))
 
 
-@pytest.mark.parametrize(("family", "kind"), MULTIMODAL)
+@pytest.mark.parametrize(("family", "kind"), mostly_slow(MULTIMODAL, TOWERS))
 def test_tower_and_projector_equal_the_counter(family, kind):
     """Oracle: torch's counter around them in the unwrapped model, for a batch of two."""
     assert_same(*compare(model_of(family), batch_of(family, kind)))
 
 
-@pytest.mark.parametrize(("family", "kind"), MULTIMODAL)
+@pytest.mark.parametrize(("family", "kind"), mostly_slow(MULTIMODAL, PREFILLS))
 def test_a_pruned_prefill_equals_the_counter(family, kind):
     """Oracles: torch's counter around ``generate`` of one token, pruned and not, and the cache it leaves."""
     model, inputs, outputs = model_of(family), batch_of(family, kind, "one"), []

@@ -11,6 +11,7 @@ from PIL import Image
 
 import vtprune
 from tests import oracle, tiny
+from tests.newer.base import mostly_slow
 from tests.newer.omni import AUDIO, AUDIO_END, AUDIO_START
 from tests.probe import ByNorm, answer, visible
 from vtprune import BEFORE_LLM
@@ -115,7 +116,12 @@ CASES = [(name, "image") for name in (*PICTURES, "kimi_k25")]
 CASES += [(name, "video") for name in (*QWEN_LIKE, "video_llama_3", "kimi_k25", "ernie4_5_vl_moe")]
 
 
-@pytest.mark.parametrize(("family", "kind"), CASES)
+USUAL = [("qwen2_5_omni", "image"), ("glm4v", "image"), ("glm4v", "video"), ("qwen3_vl_moe", "video")]
+USUAL += [(name, kind) for name in ("video_llama_3", "kimi_k25") for kind in ("image", "video")]
+USUAL += [("paddleocr_vl", "image")]
+
+
+@pytest.mark.parametrize(("family", "kind"), mostly_slow(CASES, USUAL))
 def test_a_token_is_where_its_pixels_are(family, kind):
     """Oracle: the pixels of one place are inverted; as patches do not attend to each other, one token changes."""
     step = 2 if family in (*QWEN_LIKE, "ernie4_5_vl_moe") and kind == "video" else 1

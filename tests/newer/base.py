@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+import pytest
 from torch import Tensor, nn
 
 if TYPE_CHECKING:
@@ -43,3 +44,10 @@ class Newer:
     hybrid: bool = False
     tolerance: float = 1e-9
     undetectable: str = ""
+
+
+def mostly_slow(cases: Iterable[str | tuple], usual: Collection[str | tuple]) -> list:
+    """Values for ``pytest.mark.parametrize``; those that are not ``usual`` are slow."""
+    slow = pytest.mark.slow(reason="every family; `make test-matrix` runs them")
+    split = [(case, case if isinstance(case, tuple) else (case,)) for case in cases]
+    return [pytest.param(*values, marks=() if case in usual else slow) for case, values in split]

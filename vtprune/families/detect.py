@@ -223,7 +223,7 @@ def _missing(model: nn.Module) -> list[str]:
         missing.append("get_image_features on the base model")
     if decoder is None or decoder is model or decoder is model.base_model:
         missing.append("a decoder of its own")
-    elif not hasattr(decoder, "layers") and not hasattr(decoder, "get_decoder"):
+    elif not hasattr(decoder, "layers") and not hasattr(getattr(decoder, "get_decoder", object)(), "layers"):
         missing.append("a list of decoder layers called layers")
     if hasattr(model, "config") and "image" not in _named(model.config):
         missing.append("image_token_id in the config")
