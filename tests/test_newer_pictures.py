@@ -177,16 +177,16 @@ def test_scores_of_the_tower_take_the_way_of_the_features(family, monkeypatch):
     assert known.has_class_token(model) == classed
     wide = pixels_of(tiny.batch(family, "two_images"))
     arguments = {name: value.float() if value.is_floating_point() else value for name, value in wide.items()}
-    inner = (
-        known if family != "ovis2" else SimpleNamespace(towers=lambda m: {"image": m.model.vision_tower.transformer})
-    )
+    inner = known  # of towers that hold what joins patches too, the part before that
+    if family == "ovis2":
+        inner = SimpleNamespace(towers=lambda model: {"image": model.model.vision_tower.transformer})
+    elif family == "llama4":
+        inner = SimpleNamespace(towers=lambda model: {"image": model.vision_model.model})
     made_of = (arrangement(family, model_of(family), inner, "image", wide, classed) > 0).float()
     share = made_of / made_of.sum(1, keepdim=True)
     needs = ["vision_attention"] + ["cls_attention:-3,-2"] * classed
     attention, *of_class = signals(model, known, "image", arguments, *needs)
     weights = eager_weights(model, known, "image", arguments, -1, monkeypatch)
-    if family == "llama4":  # a class token stands behind the patches
-        weights = [weight[..., :-1] for weight in weights]
     # all images of a Pixtral tower lie in one sequence
     expected = share @ column_means("mistral3" if family == "lighton_ocr" else family, weights, classed, arguments)
     torch.testing.assert_close(attention, expected, atol=1e-6, rtol=1e-5)
