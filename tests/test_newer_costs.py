@@ -17,6 +17,7 @@ from vtprune.flops import decode_flops, decoder_flops, kv_bytes
 COUNTED = (
     *("qwen3_vl_moe", "qwen2_5_omni", "qwen3_omni_moe", "glm4v", "glm46v", "glm4v_moe"),
     *("paddleocr_vl", "video_llama_3", "kimi_k25", "mistral3_m4"),
+    *("glm_ocr", "cosmos3_omni", "exaone4_5"),
 )
 MULTIMODAL = [(name, "image") for name in COUNTED] + [(name, "video") for name in COUNTED if tiny.NEWER[name].clip]
 PREFILLS = [("qwen3_vl_moe", "image"), ("glm4v_moe", "video"), ("kimi_k25", "image"), ("qwen2_5_omni", "video")]

@@ -26,11 +26,12 @@ from vtprune.flops import Flops, decoder_flops, kv_bytes
 
 PLAIN = ("vipllava", "deepseek_vl", "janus")
 SQUARES = (*PLAIN, "deepseek_vl_hybrid", "cohere2_vision", "ovis2", "aya_vision", "qianfan_ocr", "llama4")
+SQUARES += ("granite_docling",)
 LATENTS = ("aria", "idefics2")
 CLIPS = ("molmo2", "perception_lm")
 ALL = (*SQUARES, *LATENTS, *CLIPS, "lighton_ocr", "got_ocr2", "fast_vlm")
 CLASSED = ("vipllava", "qianfan_ocr")
-UNCOUNTED = ("deepseek_vl_hybrid", "janus", "llama4", "got_ocr2", "molmo2", *LATENTS)
+UNCOUNTED = ("deepseek_vl_hybrid", "janus", "llama4", "granite_docling", "got_ocr2", "molmo2", *LATENTS)
 COUNTED = [family for family in ALL if family != "llama4"]  # it computes every expert for every token
 PLACED = [*((f, "image") for f in (*SQUARES, *CLIPS, "lighton_ocr")), *((f, "video") for f in CLIPS)]
 PIXELS = ("pixel_", "high_res", "image_", "video_")
@@ -182,7 +183,8 @@ def test_scores_of_the_tower_take_the_way_of_the_features(family, monkeypatch):
         inner = SimpleNamespace(towers=lambda model: {"image": model.model.vision_tower.transformer})
     elif family == "llama4":
         inner = SimpleNamespace(towers=lambda model: {"image": model.vision_model.model})
-    made_of = (arrangement(family, model_of(family), inner, "image", wide, classed) > 0).float()
+    block = model_of(family).model.vision_model.encoder.layers[-1] if family == "granite_docling" else None
+    made_of = (arrangement(family, model_of(family), inner, "image", wide, classed, block) > 0).float()
     share = made_of / made_of.sum(1, keepdim=True)
     needs = ["vision_attention"] + ["cls_attention:-3,-2"] * classed
     attention, *of_class = signals(model, known, "image", arguments, *needs)
@@ -264,7 +266,8 @@ def test_decoder_flops_equal_the_counter(family):
     model, inputs = small(family), tiny.batch(family, "ragged", torch.float32)
     config, (samples, length) = tiny.text_model(model).config, inputs["input_ids"].shape
     mine = sum([decoder_flops(config, [length] * config.num_hidden_layers)] * samples, Flops())
-    assert_same(mine, counted(count(lambda: model(**inputs)), "language_model"))
+    name = "language_model" if family != "granite_docling" else "text_model"
+    assert_same(mine, counted(count(lambda: model(**inputs)), name))
 
 
 @pytest.mark.parametrize("family", [f for f in (*SQUARES, "lighton_ocr") if f not in UNCOUNTED])

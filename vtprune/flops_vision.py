@@ -85,7 +85,8 @@ def _call_flops(family: Family, model: nn.Module, base: nn.Module, call: Mapping
 
 _GRID_FAMILIES = (
     *("qwen2_vl", "qwen2_5_vl", "qwen3_vl", "qwen3_vl_moe", "qwen2_5_omni_thinker", "qwen3_omni_moe_thinker"),
-    *("glm4v", "glm46v", "glm4v_moe", "qwen3_5", "qwen3_5_moe"),
+    *("glm4v", "glm46v", "glm4v_moe", "glm_ocr", "qwen3_5", "qwen3_5_moe"),
+    *("cosmos3_omni", "exaone4_5"),
 )
 _TOWERS = (
     *("clip_vision_model", "siglip_vision_model", "pixtral"),

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import torch
 import transformers as hf
-from torch import nn
+from torch import Tensor, nn
 
 from tests.newer.base import NEWER, Newer
 from tests.newer.deepseek_vl import image as square
 from tests.newer.tiles import cohere2_image
-from tests.tiny_parts import END, IMAGE, LLAVA_IDS, START, Sample, noise, text_sizes, vision_sizes
+from tests.tiny_parts import END, IMAGE, LLAVA_IDS, PAD, START, Sample, noise, text_sizes, vision_sizes
+
+TILE = 104  # behind every tile
 
 
 def _aya(layers: int) -> nn.Module:
@@ -66,6 +68,32 @@ def _janus(layers: int) -> nn.Module:
     return hf.JanusForConditionalGeneration(config)
 
 
+def _docling(layers: int) -> nn.Module:
+    vision = {**vision_sizes(56), "scale_factor": 2, "out_hidden_size": 64, "deepstack_visual_indexes": [0, 1]}
+    text = text_sizes(layers, embedding_multiplier=2.0, residual_multiplier=0.5, logits_scaling=1.0)
+    more = {"image_token_id": IMAGE, "pad_token_id": PAD, "tie_word_embeddings": False}
+    return hf.GraniteDoclingForConditionalGeneration(
+        hf.GraniteDoclingConfig(vision_config=vision, text_config=text, **more)
+    )
+
+
+def tiles(size: str, seed: int) -> Sample:
+    """Two tiles and the whole page, or this alone, of 4 x 4 tokens each; they lie on dim 1, see ``arrange``."""
+    count = 3 if size == "large" else 1
+    return Sample((START, *([IMAGE] * 16 + [TILE]) * count, END), {"pixel_values": noise(seed, count, 3, 56, 56)})
+
+
+def arrange(inputs: dict[str, Tensor]) -> dict[str, Tensor]:
+    """(tiles, ...) of a batch -> (B, most tiles of a sample, ...), padded, and which of them are there."""
+    if "pixel_values" not in inputs:
+        return inputs
+    counts = (inputs["input_ids"] == TILE).sum(1)
+    real = torch.arange(int(counts.max())) < counts[:, None]
+    pixels = inputs["pixel_values"].new_zeros(*real.shape, *inputs["pixel_values"].shape[1:])
+    pixels[real] = inputs["pixel_values"]
+    return {**inputs, "pixel_values": pixels, "pixel_attention_mask": real}
+
+
 def page(size: str, seed: int) -> Sample:
     """A page of 4 x 4 tokens."""
     return Sample((START, *[IMAGE] * 16, END), {"pixel_values": noise(seed, 1, 3, 64, 64)})
@@ -84,6 +112,7 @@ def sized(size: str, seed: int) -> Sample:
 
 
 NEWER["aya_vision"] = Newer(_aya, cohere2_image)
+NEWER["granite_docling"] = Newer(_docling, tiles, arrange=arrange)
 NEWER["got_ocr2"] = Newer(_got, page)
 NEWER["qianfan_ocr"] = Newer(_qianfan, tile)
 NEWER["lighton_ocr"] = Newer(_lighton, sized)

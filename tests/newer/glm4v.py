@@ -63,8 +63,14 @@ def _types(ids: Tensor) -> dict[str, Tensor]:
     return {"mm_token_type_ids": ((ids == IMAGE) * (1 + in_clip.long())).int()}
 
 
+def _glm_ocr(layers: int) -> nn.Module:
+    config = hf.GlmOcrConfig(vision_config=_vision(), text_config=_text(layers, head_dim=16), **_IDS)
+    return hf.GlmOcrForConditionalGeneration(config)
+
+
 _more = {"clip": _clip, "types": _types, "mrope": True}
 NEWER["glm4v"] = Newer(_glm4v, grid_image, **_more)
+NEWER["glm_ocr"] = Newer(_glm_ocr, grid_image, **_more)
 NEWER["glm46v"] = Newer(_glm46v, grid_image, **_more)
 # the router of each layer computes in float32
 NEWER["glm4v_moe"] = Newer(_glm4v_moe, grid_image, tolerance=1e-5, **_more)

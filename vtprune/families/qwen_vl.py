@@ -46,5 +46,5 @@ def window_order(t: int, h: int, w: int, side: int) -> Tensor:
 
 @register
 class Qwen3VL(QwenVL):
-    model_types = ("qwen3_vl", "qwen3_vl_moe")
+    model_types = ("qwen3_vl", "qwen3_vl_moe", "cosmos3_omni")
     between_layers = ("_deepstack_process",)
