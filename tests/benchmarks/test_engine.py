@@ -291,12 +291,28 @@ def test_made_up_videos_are_whole():
     video = Video.make(576, width=8, n_text=5)
     for text, shape in (
         *[("last_query_attention", (576,)), ("text_attention", (5, 576)), ("vision_attention", (576,))],
-        ("cls_attention:-3,-2", (2, 16, 576)),
+        *[("cls_attention:-3,-2", (2, 16, 576)), ("cls_logits", (1, 16, 576)), ("cls_attention_joint", (576,))],
+        *[("vision_keys", (16, 64, 576)), ("keys", (2, 576, 64)), ("text_keys", (2, 5, 64))],
+        *[("unrotated_queries:peek", (14, 576, 64)), ("unrotated_keys:peek", (2, 576, 64))],
+        *[("final_norm", (576, 8)), ("text_final_norm", (5, 8)), ("attention_rank", (576,))],
+        ("transition:0,1", (2, 576)),
     ):
-        (need,) = vtprune.signals.needed(type("Policy", (), {"needs": {text}}))
-        signal = video.signal(need, torch.arange(576))
-        assert signal.shape == shape and bool(signal.isfinite().all()) and float(signal.min()) >= 0
-        torch.testing.assert_close(video.signal(need, torch.arange(0, 576, 2)).shape, (*shape[:-1], 288))
+        need = vtprune.signals.parse(text)
+        signal, half = video.signal(need, torch.arange(576), 2), video.signal(need, torch.arange(0, 576, 2), 2)
+        assert signal.shape == shape and bool(signal.isfinite().all())
+        assert half.shape == torch.Size(288 if size == 576 else size for size in shape)
+        if "attention" in text:
+            assert float(signal.min()) >= 0
+    seen = video.signal(vtprune.signals.parse("unprojected"), torch.arange(576), 2)
+    assert seen.features.shape == (576, 16 * 64) and seen.project(seen.features).shape == (576, 8)
+
+
+def test_every_registered_policy_is_served():
+    """A policy whose signals are not made up fails here; all but the control that keeps everything drop something."""
+    video = Video.make(576, width=32)
+    for name in sorted(vtprune.POLICIES):
+        answers = engine_select.serve(engine_select.make(name), video)
+        assert (len(answers[-1].keep) < 576) == (name != "none"), name
 
 
 def test_a_policy_that_fails_or_is_too_slow_is_a_row(monkeypatch):

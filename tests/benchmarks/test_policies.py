@@ -48,8 +48,8 @@ def scenes():
 
 @pytest.fixture(scope="module")
 def rows():
-    """Those of a quick run."""
-    return Run(parse(["--quick"])).rows()
+    """Those of a quick run; selecting alone has a file of its own."""
+    return Run(parse(["--quick", "--parts", "share", "mmr"])).rows()
 
 
 # ----------------------------------------------------------------------------------------------------- the prefill
@@ -307,6 +307,7 @@ def test_long_calls_are_timed_less_often(seconds, rounds, timed, calls):
         (["--keep", "25"], ["fractions of visual tokens KEPT", "(0, 1]", "25"]),
         (["--rounds", "0"], ["1 or more", "got 0"]),
         (["--device", "tpu"], ["tpu", "cpu", "cuda"]),
+        (["--parts", "selections"], ["selections", "selection", "share", "mmr"]),
     ],
 )
 def test_wrong_arguments_teach(argv, told, capsys):
@@ -325,7 +326,7 @@ def test_a_missing_gpu_is_told(capsys):
 
 def test_only_a_whole_run_leaves_a_file_of_its_own_accord(tmp_path):
     assert result_file(parse([])).name == "policies-cpu.json"
-    for part in (["--quick"], ["--only", "fastv"], ["--models", "llava-1.5"]):
+    for part in (["--quick"], ["--only", "fastv"], ["--models", "llava-1.5"], ["--parts", "selection"]):
         assert result_file(parse(part)) is None
         assert result_file(parse([*part, "--out", str(tmp_path / "x.json")])) == tmp_path / "x.json"
 
@@ -340,7 +341,7 @@ def test_a_run_writes_its_rows_and_its_tables(tmp_path, capsys):
         torch.set_num_threads(threads)
     found, said = json.loads(path.read_text()), capsys.readouterr()
     assert {"device", "threads", "commit", "command", "versions", "date", "clock", "rows"} == {*found}
-    assert {row["what"] for row in found["rows"]} == {"rate", "prefill", "share", "literal", "mmr"}
+    assert {row["what"] for row in found["rows"]} == {"rate", "prefill", "selection", "share", "literal", "mmr"}
     assert path.with_suffix(".txt").read_text() == said.out
     assert "derived (not run)" in said.out and "bounds met" in said.out
     assert "left] mmr on 60 x 16" in said.err and "fastv on tiny, image" in said.err
