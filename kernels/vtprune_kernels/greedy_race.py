@@ -107,11 +107,11 @@ class Race:
         raise NotImplementedError
 
 
-def gram(unit: Tensor) -> Tensor:
-    """(R, R) products of each row with each, the same both ways."""
+def gram(unit: Tensor, out: Tensor | None = None) -> Tensor:
+    """(R, R) products of each row with each, the same both ways; written to ``out`` where that is given."""
+    out = unit.new_empty(len(unit), len(unit)) if out is None else out
     if len(unit) <= 2 * TILE or torch.get_num_threads() > 1:
-        return unit @ unit.T
-    out = unit.new_empty(len(unit), len(unit))
+        return torch.mm(unit, unit.T, out=out)
     for start in range(0, len(unit), TILE):
         stop = start + TILE
         torch.mm(unit[start:stop], unit[start:].T, out=out[start:stop, start:])

@@ -39,6 +39,7 @@ class ComponentCounts:
     x: (N, D) float32. sizes: tokens of each frame.
     """
 
+    @torch.no_grad()
     def __init__(self, x: Tensor, sizes: Sequence[int]):
         if max(sizes) ** 2 > HELD:
             raise ValueError(f"frames of up to {int(HELD**0.5)} tokens are counted so; got one of {max(sizes)}")
@@ -46,6 +47,7 @@ class ComponentCounts:
         self.products = gram(x) if self.n**2 <= HELD else None
         self.a, self.b, self.weight = spanning_trees(x, sizes, self.products)
 
+    @torch.no_grad()
     def __call__(self, similarity: float) -> Counted:
         above = self.weight > similarity
         label = edge_components(self.n, self.a[above], self.b[above])

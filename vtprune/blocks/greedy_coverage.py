@@ -3,6 +3,7 @@
 import torch
 from torch import Tensor
 
+from vtprune_kernels.greedy_race import gram
 from vtprune_kernels.greedy_rules import Coverage, MatrixCoverage
 from vtprune_kernels.greedy_select import greedy_select
 
@@ -42,8 +43,9 @@ def cover_matrix(
     words, tokens, features = (_unit(x) for x in (words, tokens, features))
     if m:
         out[:m] = (words @ tokens.T / text_temperature).softmax(1) / m
-    for rows in torch.arange(n, device=tokens.device).split(BLOCK):
-        out[m + rows] = alpha * (features[rows] @ features.T / temperature).softmax(1).div_(n)
+    gram(features, out[m:])
+    for cosine in out[m:].split(BLOCK):
+        cosine.copy_(alpha * (cosine / temperature).softmax(1).div_(n))
     return out
 
 
