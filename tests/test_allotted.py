@@ -58,6 +58,15 @@ def test_signals_are_those_of_the_frame():
     attention = tokens.signals["last_query_attention"].split(36)
     best = [36 * t + attention[t].topk(k).indices.sort().values for t, k in enumerate((3, 13, 30))]
     assert selection.keep.tolist() == torch.cat(best).tolist()
+    dart = POLICIES["dart"]
+    tokens = Sample("video").at(2, dart().needs)
+    selection, kept = Allotted(QuoTA(n_keep=48, frame_scores=[1.0, 2.0, 3.0, 0.0]), dart()).select(tokens), []
+    for t, k in enumerate((3, 13, 30)):
+        rows = torch.arange(36 * t, 36 * (t + 1))
+        own = {"keys": tokens.signals["keys"][:, rows], "final_norm": tokens.signals["final_norm"][rows]}
+        one = alone(tokens, rows, 6, 6, **{**tokens.signals, **own})
+        kept.append(rows[dart(n_keep=k).select(one).keep])
+    assert selection.keep.tolist() == torch.cat(kept).tolist()
 
 
 @pytest.mark.parametrize("name", ["hired", "globalcom2", "holov", "vidcom2"])
@@ -80,19 +89,19 @@ def test_other_budgets_allot_what_they_keep_themselves(name, layout):
 
 
 def test_crops_are_images_of_their_own():
-    """Oracle: HiRED's crops of a 12 x 9 canvas, each through DivPrune alone."""
-    budget = HiRED(keep_ratio=0.3)
+    """Oracle: HiRED's crops of a 12 x 9 canvas, each alone; evenly spread tokens hang on the shape of a crop."""
+    budget, uniform = HiRED(keep_ratio=0.3), POLICIES["uniform"]
     tokens = Sample("anyres").at(BEFORE_LLM, budget.needs)
-    selection = Allotted(budget, DivPrune()).select(tokens)
     shares, _ = budget.allot(tokens)
     assert len(shares) == 5 and len({share.k for share in shares}) > 2
-    kept = []
-    for share in shares:
-        places = tokens.coords[share.rows]
-        height, width = (places.amax(0) - places.amin(0) + 1)[2:].tolist()
-        if share.k:
-            kept.append(share.rows[DivPrune(n_keep=share.k).select(alone(tokens, share.rows, height, width)).keep])
-    assert selection.keep.tolist() == torch.cat(kept).sort().values.tolist()
+    for chooser in (DivPrune, uniform):
+        kept = []
+        for share in shares:
+            places = tokens.coords[share.rows]
+            height, width = (places.amax(0) - places.amin(0) + 1)[2:].tolist()
+            if share.k:
+                kept.append(share.rows[chooser(n_keep=share.k).select(alone(tokens, share.rows, height, width)).keep])
+        assert Allotted(budget, chooser()).select(tokens).keep.tolist() == torch.cat(kept).sort().values.tolist()
 
 
 def test_answers_of_parts_are_joined():

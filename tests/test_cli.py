@@ -99,6 +99,23 @@ def test_tokens_and_bytes(run, ratio):
     assert result["policy"]["options"]["keep_ratio"] == ratio and result["policy"]["options"]["layer"] == 2
 
 
+def test_what_was_asked_stands_beside_what_came_of_it(run):
+    """Oracle: counted by hand; two of four layers see fewer tokens, which is one FLOPs ratio whoever asks for it."""
+    result = run("--policy", "fastv", "--keep-ratio", 0.25)
+    kept, budget = round(VISUAL * 0.25), result["pruned"]["budget"]
+    assert (budget["asked"], budget["counts"], budget["final"]) == (0.25, "after the last site", kept / VISUAL)
+    assert budget["layers"] == pytest.approx((2 * VISUAL + 2 * kept) / 4 / VISUAL)
+    again = run("--policy", "fastv", "--keep-flops", budget["flops"] + 1e-9, "--option", "budget=prompt")
+    assert again["pruned"]["visual_tokens"] == kept and again["pruned"]["budget"]["flops"] == budget["flops"]
+    assert again["pruned"]["budget"]["asked"] == again["policy"]["options"]["keep_flops"] == budget["flops"] + 1e-9
+    more = run("--policy", "fastv", "--keep-ratio", 0.75, "--option", "budget=flops", "--option", "budget=prompt")
+    even = run("--policy", "uniform", "--keep-ratio", 0.75)["pruned"]["budget"]
+    assert more["policy"]["options"]["budget"] == "prompt" and more["policy"]["options"]["keep_ratio_is"] == "flops"
+    assert more["pruned"]["budget"]["final"] < 0.75 and more["pruned"]["budget"]["flops"] <= even["flops"]
+    both = run("--policy", "uniform >> fastv", "--option", "split=0.5,0.5")
+    assert [site["after"] for site in both["pruned"]["sites"]] == [VISUAL // 2, VISUAL // 4]
+
+
 def test_keeping_everything_agrees_exactly(run):
     result = run("--keep-ratio", 1, "--compare")
     assert result["comparison"]["agreement"] == 1 and result["comparison"]["same_answer"]
@@ -322,6 +339,9 @@ RUN_ERRORS = [
     (["--n-keep", "2.5"], "an integer of 1 or more; got '2.5'"),
     (["--keep-ratio", "0.5", "--n-keep", "3"], "--keep-ratio or --n-keep, not both; got 0.5 and 3"),
     (["--keep-ratio", "0.5", "--option", "keep_ratio=0.4"], "keep_ratio is given twice"),
+    (["--keep-flops", "75"], "the unpruned prompt's FLOPs in the decoder's layers KEPT, in (0, 1]; got 75"),
+    (["--keep-ratio", "0.5", "--keep-flops", "0.5"], "--keep-ratio or --keep-flops, not both"),
+    (["--policy", "uniform >> fastv", "--option", "split=most"], "split is a list with commas (a number); got 'most'"),
     (["--option", "layer=1", "--option", "layer=2"], "'layer' is given twice: 1 and '2'"),
     (["--policy", "fastvv"], "unknown policy 'fastvv'; did you mean 'fastv'? known: "),
     (["--policy", "none", "--keep-ratio", "0.5"], "policy 'none' has no option 'keep_ratio'"),
@@ -610,6 +630,13 @@ def test_docstrings_become_cards():
     assert split_source("The draw depends on the seed alone.") == ("", "")
     card = policy_card("fastv", POLICIES["fastv"])
     assert card.title.startswith("FastV: ") and card.source.startswith("Chen et al.") and card.source.endswith("4.1.")
+    assert card.counts == "after the last site" and policy_card("none", POLICIES["none"]).counts == ""
+    assert {name for name, cls in POLICIES.items() if "mean of the layers" in policy_card(name, cls).counts} == {
+        "aim",
+        "flashvid",
+        "framefusion",
+        "v2drop",
+    }
     assert card.options[-1].name == "layer" and card.options[-1].default == 2 and "``" not in str(card)
 
 

@@ -8,7 +8,7 @@ import torch
 
 import vtprune
 from tests import oracle, tiny
-from vtprune import BEFORE_LLM, POLICIES, Selection, Then
+from vtprune import BEFORE_LLM, POLICIES, AtFlops, Selection, Then
 
 FastV, Uniform, Random, TransPrune = (POLICIES[name] for name in ("fastv", "uniform", "random", "transprune"))
 
@@ -63,13 +63,24 @@ def test_each_stage_sees_what_the_one_before_it_left(case):
         assert all(after < before for before, after in zip(first, report.sites[1].after, strict=True))
 
 
-def test_by_name_the_shares_multiply(case):
+def test_by_name_the_split_is_by_flops_even_or_given(case):
+    """Oracle: the same as objects; tests/test_at_flops.py has what each stage saves."""
     model, inputs = case
+    same = {
+        "flops": AtFlops(Then(Uniform(), FastV()), keep_ratio=0.25),
+        "even": Then(Uniform(keep_ratio=0.5), FastV(keep_ratio=0.5)),
+        (0.8, 0.5): Then(Uniform(keep_ratio=0.8), FastV(keep_ratio=0.5)),
+    }
+    for split, policy in same.items():
+        more = {"split": split} | ({"keep_ratio": 0.25} if isinstance(split, str) else {})
+        kept = []
+        for stages, options in (("uniform >> fastv", more), (policy, {})):
+            with vtprune.pruned(model, stages, **options) as one:
+                logits = oracle.text_logits(model, inputs)
+                kept.append([record.kept for record in one.sites] + [logits])
+        torch.testing.assert_close(*kept, rtol=0, atol=0)
     with vtprune.pruned(model, "uniform >> fastv", keep_ratio=0.25) as report:
-        oracle.text_logits(model, inputs)
-        assert [stage.keep_ratio for stage in report.policy.stages] == [0.5, 0.5]
-    with vtprune.pruned(model, "uniform >> fastv", split=(0.8, 0.5)) as report:
-        assert [stage.keep_ratio for stage in report.policy.stages] == [0.8, 0.5]
+        assert report.policy == same["flops"]
 
 
 def test_a_stage_that_is_done_does_not_end_the_others(case):
@@ -113,6 +124,9 @@ def test_what_stages_have_in_common():
         (lambda: vtprune.api.named_policy("uniform >> fastvv", {}), "unknown policy 'fastvv'"),
         (lambda: vtprune.api.named_policy("uniform >> fastv", {"layer": 3}), "keep_ratio or split"),
         (lambda: vtprune.api.named_policy("uniform >> fastv", {"split": (0.5,)}), "a ratio for each"),
+        (lambda: vtprune.api.named_policy("uniform >> fastv", {"split": "equal"}), "split is 'flops', 'even' or"),
+        (lambda: vtprune.api.named_policy("uniform >> fastv", {"split": 3}), "a ratio for each"),
+        (lambda: vtprune.api.named_policy("uniform >> fastv", {"split": "even", "keep_flops": 0.5}), "give one"),
         (lambda: vtprune.api.named_policy("uniform >> fastv", {"keep_ratio": 75}), "KEPT"),
     ],
 )

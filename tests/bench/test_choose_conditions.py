@@ -3,12 +3,16 @@
 from dataclasses import dataclass
 
 import pytest
+import torch
 
+from vtprune.at_flops import AtFlops
 from vtprune.bench import choose_conditions as choosing
 from vtprune.bench.choose_conditions import CONTROLS, read_controls, read_policy, read_ratios
 from vtprune.bench.condition import Condition
+from vtprune.bench.frame_scores import scored, wants_scores
 from vtprune.cli.error import UserError
 from vtprune.policies.base import POLICIES
+from vtprune.then import Then
 
 
 def choose_conditions(*arguments, **more) -> list[Condition]:
@@ -85,6 +89,31 @@ def test_options_and_positions():
     assert found.name == "fastv:layer=3:positions=compact@0.5"
     assert len(choose_conditions(["fastv", "fastv:positions=compact", "fastv:layer=3"], [0.5], ())) == 1 + 3
     assert read_policy("a:b=c:d:e=f").options == ("b=c:d", "e=f")
+
+
+def test_at_equal_flops_controls_are_as_they_are():
+    """Written by hand: uniform tokens before the LLM are the ratio in every layer."""
+    found = names(["fastv:layer=3", "uniform", "quota >> divprune"], [0.5], ("pool", "same time"), by_flops=True)
+    spent = ["fastv:layer=3:budget=flops@0.5", "quota >> divprune:budget=flops@0.5"]
+    assert found == ["full", "uniform@0.5", "pool@0.5", *spent, *(f"same time@0.5 as {name}" for name in spent)]
+    policy = read_policy("fastv:layer=3:budget=flops").make(0.5)
+    assert policy == AtFlops(POLICIES["fastv"](layer=3), keep_ratio=0.5)
+    with pytest.raises(UserError, match="one of 'segment', 'prompt'; got 'watts'"):
+        choose_conditions(["fastv:budget=watts"], [0.5])
+
+
+def test_policies_inside_others_get_frame_scores():
+    """Oracle: the fields, by hand."""
+    scores = [torch.tensor([1.0, 2.0])]
+    for name in ("quota", "quota >> divprune", "quota:budget=flops", "vidcom2 >> divprune"):
+        one = read_policy(name)
+        policy = scored(one.make(0.5), scores)
+        inner = policy.policy if isinstance(policy, AtFlops) else policy
+        first = inner.stages[0] if isinstance(inner, Then) else inner
+        wants = "quota" in name
+        assert wants_scores(Condition("policy", one.name, one.options, 0.5)) == wants
+        assert getattr(first, "frame_scores", None) is None or first.frame_scores.tolist() == [1.0, 2.0]
+        assert (getattr(first, "frame_scores", None) is not None) == wants
 
 
 def test_lists_of_ratios_and_controls():

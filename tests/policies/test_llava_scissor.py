@@ -145,6 +145,7 @@ def test_keep_ratio_finds_a_threshold(keep_ratio):
     kept = len(LLaVAScissor(keep_ratio).select(tokens).keep)
     wanted = round(keep_ratio * len(tokens))
     assert 0.9 * wanted <= kept <= wanted
+    assert len(LLaVAScissor(n_keep=wanted).select(tokens).keep) == kept
 
 
 def test_newlines_and_unknown_places_stay():

@@ -188,6 +188,19 @@ def test_a_ratio_is_met_and_no_group_is_forgotten():
         assert set((kept // 30).tolist()) == set(range(8)), "every frame has something"
 
 
+@pytest.mark.parametrize("keep_ratio", [0.3, 0.6, 0.9])
+def test_a_still_video_keeps_what_was_asked_for(keep_ratio):
+    """Oracle: by hand. At the published threshold nearly every place of the eight frames is one."""
+    x = torch.randn(1, 30, 5, generator=torch.Generator().manual_seed(0)).repeat(8, 1, 1)
+    x = x + 0.2 * torch.randn(8, 30, 5, generator=torch.Generator().manual_seed(1))
+    attention = torch.rand(3, 240, generator=torch.Generator().manual_seed(2))
+    [lax] = PruneVid(layer=None, clusters=1.0).select(video(x)).keep[None]
+    assert len(lax) < 0.3 * 240
+    tokens, policy = video(x), PruneVid(keep_ratio)
+    first = policy.select(tokens)
+    assert len(policy.select(at_layer(first, tokens, attention, 0)).keep) == round(240 * keep_ratio)
+
+
 def test_without_text_behind_it_the_first_of_each_group_stay():
     """Oracle: by hand; ties go to the lowest row."""
     x = torch.randn(1, 10, 4, generator=torch.Generator().manual_seed(0))

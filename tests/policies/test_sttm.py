@@ -205,6 +205,14 @@ def test_keep_ratio_finds_thresholds(keep_ratio):
         assert not selection.note and 0.9 * wanted <= len(selection.keep) <= wanted
 
 
+def test_a_number_is_a_ratio_of_it():
+    """Oracle: the ratio. A number is that of each video, and no more than it has."""
+    x = torch.randn(4, 64, 16, generator=torch.Generator().manual_seed(0))
+    by_ratio, by_number = (policy.select(video(x, 8)).keep for policy in (STTM(0.4), STTM(n_keep=102)))
+    assert by_ratio.tolist() == by_number.tolist() and 80 < len(by_number) <= 102
+    assert len(STTM(n_keep=10**6).select(video(x, 8)).keep) == 256
+
+
 def test_a_still_video_keeps_what_was_asked_for():
     """Oracle: the count; at the published threshold joining over time alone leaves less than half."""
     x = torch.randn(1, 64, 6, generator=torch.Generator().manual_seed(3)).repeat(4, 1, 1)

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from vtprune.cli.options import option_types, type_name
+from vtprune.policies.base import KEEP_RATIO_IS, keep_ratio_is
 
 _ENTRY = re.compile(r"(\w+(?:, \w+)*):\s+(\S.*)")
 
@@ -30,6 +31,7 @@ class PolicyCard:
 
     title:   the first sentence of its module. summary: that of its class. source: the publication, "" for a control.
     differs: what is not as in the publication, "" if nothing is said.
+    counts:  what its keep_ratio is the fraction of, "" if it has none.
     """
 
     name: str
@@ -38,6 +40,7 @@ class PolicyCard:
     source: str
     differs: str
     options: tuple[Option, ...]
+    counts: str = ""
 
 
 def policy_card(name: str, cls: type) -> PolicyCard:
@@ -46,7 +49,9 @@ def policy_card(name: str, cls: type) -> PolicyCard:
     title, _, rest = text.partition("\n\n")
     source, differs = split_source(rest)
     summary = inspect.cleandoc(cls.__doc__ or "").partition("\n\n")[0]
-    return PolicyCard(name, _joined(title), _joined(summary), source, differs, policy_options(cls))
+    options = policy_options(cls)
+    counts = KEEP_RATIO_IS[keep_ratio_is(cls)] if any(option.name == "keep_ratio" for option in options) else ""
+    return PolicyCard(name, _joined(title), _joined(summary), source, differs, options, counts)
 
 
 def split_source(text: str) -> tuple[str, str]:

@@ -68,7 +68,8 @@ def _print_card(card) -> None:
     from vtprune.cli.console import say, table
 
     say(card.name, style="bold")
-    for text in (card.title, card.summary, card.source, card.differs):
+    counts = f"keep_ratio counts: {card.counts}." if card.counts else ""
+    for text in (card.title, card.summary, card.source, card.differs, counts):
         if text:
             say(text)
     rows = [(o.name, o.type, shown(o.default), o.help) for o in card.options]

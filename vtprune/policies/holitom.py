@@ -104,8 +104,8 @@ class HoliTom(VideoPolicy):
     def forecast(self, tokens: VisualTokens) -> Forecast:
         """Before the LLM as if nothing stood still; inside it, what is left of every video is known."""
         if tokens.site != BEFORE_LLM:
-            videos = tokens.memory.get(_MEMORY, ())
-            alive = [int(torch.isin(tokens.rows, rows.to(tokens.rows.device)).sum()) for rows in videos]
+            videos, living = tokens.memory.get(_MEMORY, ()), _rows(tokens)
+            alive = [int(torch.isin(living, rows.to(living.device)).sum()) for rows in videos]
             sizes = [len(rows) for rows in videos]
         else:
             sizes = alive = [video.numel() for video in video_frames(tokens, self.images or "apart")[0]]
@@ -134,7 +134,7 @@ class HoliTom(VideoPolicy):
             none = NO_VIDEO.format(type(self).__name__)
             return dataclasses.replace(Selection.all(tokens), note="; ".join(notes) or none, last=True)
         counts = video_counts(videos, self.count, self.budget)
-        rows = torch.arange(len(tokens), device=tokens.hidden.device) if tokens.rows is None else tokens.rows
+        rows = _rows(tokens)
         tokens.memory[_MEMORY] = [rows[video.flatten()] for video in videos]
         parts = [kept(other_rows(videos, len(tokens), tokens.hidden.device))]
         for video, k in zip(videos, counts, strict=True):
@@ -199,7 +199,7 @@ class HoliTom(VideoPolicy):
 
     def _inside(self, tokens: VisualTokens) -> Selection:
         device, n = tokens.hidden.device, len(tokens)
-        living = torch.arange(n, device=device) if tokens.rows is None else tokens.rows
+        living = _rows(tokens)
         alone, parts = torch.ones(n, dtype=torch.bool, device=device), []
         videos = tokens.memory.get(_MEMORY, ())
         for rows, count in zip(videos, counts_of([len(rows) for rows in videos], self.count, self.budget), strict=True):
@@ -212,6 +212,11 @@ class HoliTom(VideoPolicy):
                 keep = top_rows(tokens.signals[ROW][mine], k)
                 parts.append(folded(mine, tokens.hidden[mine], keep, "halving" in self._quirks))
         return self.answer(tokens, [kept(alone.nonzero().flatten()), *parts], "")
+
+
+def _rows(tokens: VisualTokens) -> Tensor:
+    """(N,) which of the sample's visual tokens these are."""
+    return torch.arange(len(tokens), device=tokens.hidden.device) if tokens.rows is None else tokens.rows
 
 
 def _left(similarity: Tensor, n: int, longest: int, threshold: float) -> int:

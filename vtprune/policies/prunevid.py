@@ -124,7 +124,8 @@ class PruneVid(VideoPolicy):
         memory = tokens.memory.get(_MEMORY, ())
         sizes = [n for n, _, _ in memory]
         # a video without groups stays whole
-        alive = [int(torch.isin(tokens.rows, torch.cat(groups)).sum()) if groups else n for n, _, groups in memory]
+        living = torch.arange(len(tokens), device=tokens.hidden.device) if tokens.rows is None else tokens.rows
+        alive = [int(torch.isin(living, torch.cat(groups)).sum()) if groups else n for n, _, groups in memory]
         rest = len(tokens) - sum(alive)
 
         def left(ratio: float) -> dict[float, int]:
