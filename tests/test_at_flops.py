@@ -223,6 +223,7 @@ MOE = ModelFacts("mixtral", 2, 8, True, True, decoder=MixtralConfig())
         (lambda: AtFlops(Silent(), 0.5), ValueError, "Silent has no forecast"),
         (lambda: AtFlops(Twice(), 0.5), ValueError, "Twice has no forecast"),
         (lambda: AtFlops(POLICIES["prumerge"](ratio=0.2), 0.5), ValueError, "ratio counts the centres"),
+        (lambda: AtFlops(Then(POLICIES["pool"](n_keep=9), POLICIES["fastv"]()), 0.5), ValueError, "n_keep=9.*leave it"),
         (lambda: AtFlops(POLICIES["aim"](merge_ratio=0.2), 0.5), ValueError, "give it alone"),
         (lambda: vtprune.api.named_policy("fastv", {"budget": "flops"}), ValueError, "takes keep_ratio.*got none"),
         (

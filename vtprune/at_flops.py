@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
 from vtprune import flops
+from vtprune.allotted import Allotted
 from vtprune.blocks.forecast import at_ratio
 from vtprune.blocks.stages import pool_sizes
 from vtprune.policies.base import Policy, ScorePolicy, check_ratio
@@ -235,6 +236,11 @@ def _check_stage(stage: Policy) -> None:
         raise ValueError(
             f"a FLOPs budget is met by looking for a keep_ratio; {_name(stage)} has no {missing}: wrap without "
             "budget='flops' and keep_flops, or add it (see vtprune/blocks/forecast.py)"
+        )
+    counts = stage.budget if isinstance(stage, Allotted) else stage
+    if getattr(counts, "n_keep", None) is not None:
+        raise ValueError(
+            f"n_keep={counts.n_keep} says what {_name(counts)} keeps, and a FLOPs budget looks for that: leave it out"
         )
     fields = {one.name for one in dataclasses.fields(stage)} if dataclasses.is_dataclass(stage) else set()
     if "keep_ratio" in fields:

@@ -3,6 +3,7 @@
 import operator
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from types import SimpleNamespace
 from typing import Any
 
 from vtprune import flops_layers, flops_linear
@@ -110,6 +111,9 @@ def decoder_counter(
 
 
 def _hybrid_counter(text_config: Any) -> Callable[[Sequence[Length], Sequence[int] | None], Flops]:
+    # a config looks every name up in a map of others first, which takes longer than the counting
+    names = {name: getattr(text_config, name) for name in vars(text_config)}
+    text_config = SimpleNamespace(**{**names, "model_type": text_config.model_type})
     layers = text_config.num_hidden_layers
 
     def count(lengths: Sequence[Length], past: Sequence[int] | None = None) -> Flops:

@@ -36,6 +36,7 @@ def part_of(tokens: VisualTokens, rows: Tensor, memory: MutableMapping) -> Visua
         seed=zlib.crc32(f"{tokens.seed} {int(rows[0])}".encode()),
         memory=memory,
         seconds=None if tokens.seconds is None else tokens.seconds[rows],
+        stands_for=None if tokens.stands_for is None else tokens.stands_for[there],
     )
 
 

@@ -174,7 +174,7 @@ class Report:
         both = self.last.lengths[sample], self._full()[sample]
         try:
             return tuple(flops.decoder_flops(self._text_config, lengths).total_causal for lengths in both)
-        except NotImplementedError:
+        except (NotImplementedError, ValueError):
             return None
 
     def _others(self, sample: int) -> int:
