@@ -231,12 +231,12 @@ def test_a_decoder_that_takes_what_nobody_knows_is_refused(monkeypatch):
     usual = type(model.model.language_model)
 
     class Adding(usual):
-        def forward(self, *args, vision_mask=None, deepstack_features=None, **kwargs):
-            return super().forward(*args, **kwargs)
+        def forward(self, inputs_embeds=None, visual_pos_masks=None, deepstack_visual_embeds=None, **kwargs):
+            return super().forward(inputs_embeds=inputs_embeds, **kwargs)
 
     model.model.language_model.__class__ = Adding
     try:
-        with pytest.raises(NotImplementedError, match="takes args, deepstack_features, vision_mask"):
+        with pytest.raises(NotImplementedError, match="takes deepstack_visual_embeds, visual_pos_masks, and vtprune"):
             vtprune.wrap(model, "random", strict=False)
     finally:
         model.model.language_model.__class__ = usual

@@ -11,7 +11,7 @@ from tests import oracle, tiny
 from tests.probe import ByNorm, answer
 from vtprune import BEFORE_LLM, Selection, inside
 
-PLAIN = [f for f in tiny.FAMILIES if f not in ("gemma3", "paligemma", "qwen3_vl")]
+PLAIN = [f for f in tiny.FAMILIES if f not in ("gemma3", "paligemma", "qwen3_vl")] + ["qwen3_vl_moe", "kimi_k25"]
 
 
 @cache

@@ -19,9 +19,14 @@ _JOINING = ("downsample_ratio", "downsample_factor", "scale_factor", "hidden_str
 
 _USUAL = frozenset(
     "input_ids inputs_embeds attention_mask position_ids past_key_values use_cache cache_position logits_to_keep "
-    "kwargs visual_pos_masks deepstack_visual_embeds per_layer_inputs moe_mm_token_type_ids".split()
+    "kwargs".split()
 )
-"""What decoders take of which it is known how it goes through pruned layers."""
+_BESIDE = {
+    _DEEPSTACK: {"visual_pos_masks", "deepstack_visual_embeds"},
+    "per_layer_input": {"per_layer_inputs"},
+    "moe_mm_token_type_ids": {"moe_mm_token_type_ids"},
+}
+"""What decoders take, and what else beside a part of which it is known how it goes through pruned layers."""
 
 
 class Detected(Family):
@@ -205,7 +210,9 @@ def detect_family(model: nn.Module) -> Family:
             "images, and the model's own mask does not. Write a family that knows it: see vtprune/families/base.py"
         )
     decoder = family.decoder(model)
-    taken = sorted(set(inspect.signature(decoder.forward).parameters) - _USUAL)
+    parts = (*family.between_layers, *family.tokenwise)
+    known = _USUAL.union(*(_BESIDE[part] for part in parts))
+    taken = sorted(set(inspect.signature(decoder.forward).parameters) - known)
     if taken:
         raise NotImplementedError(
             f"{type(decoder).__name__} (model_type {model_type!r}) takes {', '.join(taken)}, and vtprune cannot guess "
