@@ -87,7 +87,7 @@ def test_beams_equal_masked_columns(family, stages):
     torch.testing.assert_close(got.sequences_scores, expected.sequences_scores, atol=tolerance, rtol=0)
 
 
-@pytest.mark.parametrize("family", tiny.NEWER)
+@pytest.mark.parametrize("family", [name for name, newer in tiny.NEWER.items() if newer.apart])
 def test_a_batch_of_two_is_two_of_one(family):
     """Oracle: each sample alone, unpadded."""
     model = model_of(family)

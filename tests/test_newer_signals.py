@@ -58,7 +58,7 @@ def test_rows_equal_eager_attention(family, use_cache):
 
 TOWERS = ("qwen3_vl_moe", "qwen2_5_omni", "qwen3_omni_moe", "glm4v", "glm46v", "glm4v_moe")
 TOWERS += ("paddleocr_vl", "video_llama_3", "kimi_k25", "ernie4_5_vl_moe")
-TOWERS += ("glm_ocr", "cosmos3_omni", "exaone4_5", "hyperclovax_vision_v2")
+TOWERS += ("glm_ocr", "cosmos3_omni", "exaone4_5", "hyperclovax_vision_v2", "hunyuan_vl")
 ENCODED = [(name, "image") for name in TOWERS] + [(name, "video") for name in TOWERS if tiny.NEWER[name].clip]
 USUAL = [("qwen2_5_omni", "image"), ("glm4v", "video"), ("paddleocr_vl", "image"), ("video_llama_3", "image")]
 USUAL += [("kimi_k25", "video")]

@@ -8,8 +8,9 @@ from torch import Tensor, nn
 
 from tests.newer.base import NEWER, Newer
 from tests.newer.deepseek_vl import image as square
+from tests.newer.grids import types
 from tests.newer.tiles import cohere2_image
-from tests.tiny_parts import END, IMAGE, LLAVA_IDS, PAD, START, Sample, noise, text_sizes, vision_sizes
+from tests.tiny_parts import END, IMAGE, LLAVA_IDS, PAD, START, Sample, eager_experts, noise, text_sizes, vision_sizes
 
 TILE = 104  # behind every tile
 
@@ -94,6 +95,53 @@ def arrange(inputs: dict[str, Tensor]) -> dict[str, Tensor]:
     return {**inputs, "pixel_values": pixels, "pixel_attention_mask": real}
 
 
+def _hunyuan(layers: int) -> nn.Module:
+    vision = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2}
+    rope = {"rope_type": "default", "rope_theta": 10000.0, "mrope_section": [2, 2, 2, 2]}
+    config = hf.HunYuanVLConfig(
+        vision_config={**vision, "patch_size": 7, "text_hidden_size": 64, "max_image_size": 56},
+        text_config=text_sizes(layers, head_dim=16, rope_parameters=rope),
+        image_token_id=IMAGE,
+        tie_word_embeddings=False,
+    )
+    return hf.HunYuanVLForConditionalGeneration(config)
+
+
+def _deepseek_ocr2(layers: int) -> nn.Module:
+    sam = {"hidden_size": 32, "output_channels": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "mlp_dim": 64}
+    sam |= {"image_size": 64, "patch_size": 4, "window_size": 4, "global_attn_indexes": [1]}
+    encoder = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2}
+    experts = {"n_routed_experts": 4, "num_experts_per_tok": 2, "n_shared_experts": 1, "moe_intermediate_size": 32}
+    config = hf.DeepseekOcr2Config(
+        vision_config={
+            "sam_config": {**sam, "downsample_channels": [24, 32]},
+            "encoder_config": {**encoder, "num_key_value_heads": 2},
+        },
+        text_config=text_sizes(layers, head_dim=16, mlp_layer_types=["dense"] + ["sparse"] * (layers - 1), **experts),
+        image_token_id=IMAGE,
+        tie_word_embeddings=False,
+    )
+    model = hf.DeepseekOcr2ForConditionalGeneration(config)
+    model.model.vision_tower.query_768_resolution = nn.Embedding(8, 32)  # the real one has 144 queries
+    return eager_experts(model)
+
+
+def packed(size: str, seed: int) -> Sample:
+    """A grid of 4 x 4 or 2 x 4 tokens with newlines and two marks, all of them placeholders."""
+    grid = (1, 8, 8) if size == "large" else (1, 4, 8)
+    n = (grid[1] // 2) * (grid[2] // 2 + 1) + 2
+    pixels = {"pixel_values": noise(seed, grid[1] * grid[2], 3 * 7**2), "image_grid_thw": torch.tensor([grid])}
+    return Sample((START, *[IMAGE] * n, END), pixels)
+
+
+def read(size: str, seed: int) -> Sample:
+    """Two tiles before the whole page, or this alone, 8 tokens each, and a separator, all of them placeholders."""
+    local = 2 if size == "large" else 0
+    pixels = {"pixel_values": noise(seed, 1, 3, 64, 64), "num_local_patches": torch.tensor([local])}
+    pixels["pixel_values_local"] = noise(50 + seed, local, 3, 64, 64)
+    return Sample((START, *[IMAGE] * (8 * (1 + local) + 1), END), pixels)
+
+
 def page(size: str, seed: int) -> Sample:
     """A page of 4 x 4 tokens."""
     return Sample((START, *[IMAGE] * 16, END), {"pixel_values": noise(seed, 1, 3, 64, 64)})
@@ -113,6 +161,10 @@ def sized(size: str, seed: int) -> Sample:
 
 NEWER["aya_vision"] = Newer(_aya, cohere2_image)
 NEWER["granite_docling"] = Newer(_docling, tiles, arrange=arrange)
+NEWER["hunyuan_vl"] = Newer(
+    _hunyuan, packed, types=types, mrope=True, apart=False
+)  # images are counted across the batch
+NEWER["deepseek_ocr2"] = Newer(_deepseek_ocr2, read)
 NEWER["got_ocr2"] = Newer(_got, page)
 NEWER["qianfan_ocr"] = Newer(_qianfan, tile)
 NEWER["lighton_ocr"] = Newer(_lighton, sized)

@@ -1,7 +1,9 @@
-"""Aria and Idefics2: a fixed number of learnt queries reads each image, so visual tokens have an order and no grid."""
+"""Aria, Idefics2 and DeepSeek-OCR 2: learnt queries read each image, so visual tokens have an order and no grid."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
+import torch
 from torch import Tensor, nn
 
 from vtprune.families.base import Family, Source, register, unknown_source
@@ -36,3 +38,13 @@ class Idefics2(Aria):
         n = self.base(model).config.perceiver_config.resampler_n_latents
         # the images of a sample come in one piece
         return [unknown_source(kind, n) for feature in features for _ in range(len(feature) // n)]
+
+
+@register
+class DeepseekOcr2(Aria):
+    model_types = ("deepseek_ocr2",)
+
+    def sources(self, model: nn.Module, kind: str, arguments: Mapping, features: Sequence[Tensor]) -> list[Source]:
+        sources = super().sources(model, kind, arguments, features)
+        # tiles, the whole picture, and a separator
+        return [replace(one, patch=torch.arange(len(one)) < len(one) - 1) for one in sources]
