@@ -33,7 +33,7 @@ ALL = (*SQUARES, *LATENTS, *CLIPS, "lighton_ocr", "got_ocr2", "fast_vlm")
 CLASSED = ("vipllava", "qianfan_ocr")
 UNCOUNTED = ("deepseek_vl_hybrid", "janus", "llama4", "granite_docling", "got_ocr2", "molmo2", *LATENTS)
 COUNTED = [family for family in ALL if family != "llama4"]  # it computes every expert for every token
-PLACED = [*((f, "image") for f in (*SQUARES, *CLIPS, "lighton_ocr")), *((f, "video") for f in CLIPS)]
+PLACED = [*((f, "image") for f in (*SQUARES, *CLIPS, "lighton_ocr", "hunyuan_vl")), *((f, "video") for f in CLIPS)]
 PIXELS = ("pixel_", "high_res", "image_", "video_")
 
 
@@ -80,9 +80,17 @@ def without_tower_attention(family: str):
 def cells(family: str, kind: str, inputs: dict, grids: list):
     """(what to make brighter, the source, view, frame, row and column of the token that shows it), cell by cell."""
     name = "pixel_values_videos" if kind == "video" else "pixel_values"
-    pictures = inputs[name].flatten(0, -4) if family != "molmo2" else inputs[name]
+    pictures = inputs[name].flatten(0, -4) if inputs[name].dim() > 3 else inputs[name]
     where = [(s, v, t, *grid[1:]) for s, views in enumerate(grids) for v, grid in enumerate(views)
              for t in range(grid[0])]  # fmt: skip
+    if family == "hunyuan_vl":  # packed patches, of which 2 x 2 make a token
+        first = 0
+        for source, ((_, height, width),) in enumerate(grids):
+            for y in range(height):
+                for x in range(width):
+                    yield (inputs[name], (first + 4 * y * width + 2 * x,)), (source, 0, 0, y, x)
+            first += 4 * height * width
+        return
     if family == "molmo2":
         places = [(*place[:3], y, x) for place in where for y in range(place[3]) for x in range(place[4])]
         for patches, place in zip(inputs[f"{kind}_token_pooling"], places, strict=True):
@@ -109,7 +117,8 @@ def test_a_token_s_place_is_where_its_pixels_are(family, kind):
         assert {source.kind for source in row.sources} == {kind}
     arguments = pixels_of(inputs)
     plain = features_of(model, kind, arguments)
-    assert len(plain) == len(where) == len(set(where))
+    placed = [place for place in where if place[1] >= 0]  # marks and newlines are in none
+    assert len(plain) == len(where) and len(placed) == len(set(placed)) == int(row.patch.sum())
     for (pictures, cut), place in cells(family, kind, inputs, [source.grids for source in row.sources]):
         before = pictures[cut].clone()
         pictures[cut] += 3  # a view of the inputs themselves
