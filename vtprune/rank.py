@@ -13,7 +13,7 @@ from vtprune_kernels.attention_columns import Visible
 
 RANK = "attention_rank"
 PASSES = STEPS + 1
-"""How often all scores of the layer are made: once for their sums, once for each step."""
+"""How often all scores of the layer are made where no map is held: once for their sums, once for each step."""
 
 _IGNORED = ("past_key_values", "attention_mask", "cache_position", "use_cache", "output_attentions")
 

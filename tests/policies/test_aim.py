@@ -53,6 +53,28 @@ def test_released_ranks_are_met(golden):
         torch.testing.assert_close(rank_of(case["logits"]), case["importance"], rtol=1e-4, atol=1e-7)
 
 
+@pytest.mark.parametrize("masked", [False, True])
+def test_ranks_are_the_same_whether_a_map_is_held_or_not(masked, monkeypatch):
+    """Oracle: the form that makes scores anew in every step; grouped heads, padding full of NaN, rows that see nothing
+    but themselves or, by a mask, nothing at all."""
+    generator = torch.Generator().manual_seed(4)
+    q, k = (torch.randn(2, heads, 40, 6, generator=generator) for heads in (4, 2))
+    real = torch.ones(2, 40, dtype=torch.bool)
+    real[1, :7] = False
+    q[1, :, :7] = k[1, :, :7] = torch.nan
+    rows = torch.arange(40).expand(2, -1).contiguous()
+    visible = Visible(last=rows, valid=real)
+    if masked:
+        allowed = (torch.rand(2, 40, 40, generator=generator) < 0.5).tril()
+        allowed[0, 9] = False
+        visible = Visible(valid=real, allowed=allowed)
+    held = attention_rank(q, k, scale=0.3, visible=visible, real=real)
+    monkeypatch.setattr("vtprune.blocks.attention_rank.HELD", 0)
+    anew = attention_rank(q, k, scale=0.3, visible=visible, real=real)
+    assert bool(held.isfinite().all()) and bool((held[1, :7] == 0).all()) and len(held.unique()) > 60
+    torch.testing.assert_close(held, anew, rtol=1e-4, atol=1e-7)
+
+
 def at_site(site, n, rank, memory):
     """``n`` living tokens of one image."""
     hidden = torch.zeros(n, 2)

@@ -7,8 +7,8 @@ image or video has a budget of its own, of which one token stays to the end; tok
 merges only some of them; padded batches work; ranks are computed in float32 whatever attention implementation
 the model runs; ties go to the lowest index. Positions are those of the prompt. ``keep_ratio`` is an extension.
 
-Every stage makes all attention scores of a layer six times over, in blocks, which shorter prompts in later layers have
-to earn back; a map of all tokens is held only where the model's mask is one.
+Every stage makes all attention scores of a layer, which shorter prompts in later layers have to earn back: once on a
+CPU where the map of one head takes no more than 64 MiB, elsewhere six times over in blocks.
 """
 
 import dataclasses
