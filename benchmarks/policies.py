@@ -1,12 +1,11 @@
 """How long each policy takes to select: ``python -m benchmarks.policies``, best on a machine that does nothing else.
 
 Three questions. How long does every registered policy select when its signals are there, and how much memory does it
-hold meanwhile? What share of the unpruned prefill of a 7B model is that, for some of them also with the signals? A
+hold meanwhile (``--parts selection``, a few minutes)? What share of the unpruned prefill of a 7B model is it with the
+signals (``--parts signals``, once, prompts up to 2,880 tokens; ``--parts share``, some policies, longer prompts too)? A
 prefill of that size is not run but derived: its FLOPs at the rate at which this machine multiplies matrices of the
 decoder's shapes, in the faster of its dtypes, timed next to the policy. And how many times as fast is that as the
 method taken literally from its publication, with the same answer?
-
-``--parts selection`` answers the first alone, in a few minutes.
 """
 
 import argparse
@@ -36,7 +35,9 @@ RESULTS = ROOT / "benchmarks" / "results"
 NAMES = ("random", "uniform", "fastv", "vtc_cls", "transprune", "idpruner", "framefusion", "quota")
 """Policies that are timed with the library's own code for their signals, and against literal forms."""
 MMR = "mmr"
-PARTS = ("selection", "share", MMR)
+PARTS = ("selection", "signals", "share", MMR)
+LONGEST = 5000
+"""Visual tokens of a prompt up to which every policy is also timed with its signals."""
 FAILURES = (RuntimeError, ValueError, TypeError, KeyError, IndexError, AttributeError, NotImplementedError)
 
 WEIGHT = {"fastv": 8, "vtc_cls": 10, "transprune": 12, "idpruner": 10}
@@ -51,7 +52,7 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
     add("--threads", type=int, default=1, help="on a CPU; with 1, CPU time is read instead of the wall clock")
     add("--rounds", type=int, help="of everything, in turns; brief calls get more, long ones fewer (default: 3)")
     add("--keep", type=float, nargs="+", default=[0.25, 0.1], metavar="RATIO", help="keep ratios of the policies")
-    add("--parts", nargs="+", choices=PARTS, default=list(PARTS), help="selecting alone, with signals, MMR (all)")
+    add("--parts", nargs="+", choices=PARTS, default=list(PARTS), help="default: all")
     add("--only", nargs="+", metavar="NAME", help=f"some of the registered policies and {MMR}")
     add("--models", nargs="+", metavar="NAME", help=f"some of: {', '.join(SHAPES)}")
     add("--out", type=Path, help="JSON file, the tables beside it; by default where results are kept, of a whole run")
@@ -121,16 +122,25 @@ class Run:
 
     def policy(self, name: str, shape: Shape) -> list[dict]:
         """All rows of a policy on one prompt."""
-        if self.scene is None or self.scene.shape is not shape:
-            self.scene = self.prompt = None  # one at a time is enough memory
-            self.scene = Scene(shape, getattr(torch, self.product(shape).dtype), self.args.device)
         rows = []
         for setting, options in settings(name, self.args.keep, shape):
-            case = Case(name, setting, options, self.scene)
+            case = Case(name, setting, options, self.scene_of(shape))
             rows.append(share_row(case, self.product(shape), self.args.rounds, self.clock))
             rows.append(literal_row(case, self.args.rounds, self.clock, self.made.get(("literal", name, setting))))
             self.made["literal", name, setting] = rows[-1]
         return rows
+
+    def scene_of(self, shape: Shape) -> Scene:
+        if self.scene is None or self.scene.shape is not shape:
+            self.scene = self.prompt = None  # one at a time is enough memory
+            self.scene = Scene(shape, getattr(torch, self.product(shape).dtype), self.args.device)
+        return self.scene
+
+    def signals(self, name: str, shape: Shape) -> list[dict]:
+        """A row with the signals of a policy on one prompt, of its first setting."""
+        setting, options = next(alone.settings(name, self.args.keep))
+        case = Case(name, setting, options, self.scene_of(shape))
+        return [share_row(case, self.product(shape), 1, self.clock)]
 
     def selection(self, name: str, shape: Shape) -> list[dict]:
         """Rows of selecting alone on one prompt."""
@@ -150,22 +160,28 @@ class Run:
 
     def jobs(self) -> list[Job]:
         """What the arguments ask for."""
-        return [
-            Job("matrix products", 30, {"what": "rate"}, self.rates),
-            *self._selection(),
-            *self._share(),
-            *self._mmr(),
-        ]
+        rates = Job("matrix products", 30, {"what": "rate"}, self.rates)
+        return [rates, *self._selection(), *self._signals(), *self._share(), *self._mmr()]
 
-    def _selection(self) -> Iterator[Job]:
+    def _everybody(self) -> Iterator[tuple[str, Shape]]:
+        """Registered policies on the pictures or clips that they were published for, by size."""
         names = [name for name in self.args.only or sorted(POLICIES) if name in POLICIES]
         known = {shape.model_type for shape in self.shapes}
-        for kind, shape in alone.shapes(self.args.quick) if "selection" in self.args.parts else ():
-            for name in names:
-                if shape.model_type in known and alone.kind_of(name) == kind:
-                    head = {"what": "selection", "policy": name, "model": shape.title, "visual": shape.visual}
-                    weight, make = 3 + 2 * shape.visual / 1000, partial(self.selection, name, shape)
-                    yield Job(f"{name} alone on {shape.title}, {shape.visual} tokens", weight, head, make)
+        for kind, shape in alone.shapes(self.args.quick):
+            yield from ((name, shape) for name in names if alone.kind_of(name) == kind and shape.model_type in known)
+
+    def _selection(self) -> Iterator[Job]:
+        for name, shape in self._everybody() if "selection" in self.args.parts else ():
+            head = {"what": "selection", "policy": name, "model": shape.title, "visual": shape.visual}
+            weight, make = 3 + 2 * shape.visual / 1000, partial(self.selection, name, shape)
+            yield Job(f"{name} alone on {shape.title}, {shape.visual} tokens", weight, head, make)
+
+    def _signals(self) -> Iterator[Job]:
+        for name, shape in self._everybody() if "signals" in self.args.parts else ():
+            if shape.visual <= LONGEST:
+                head = {"what": "share", "policy": name, "model": shape.title, "visual": shape.visual}
+                title = f"{name} with its signals on {shape.title}, {shape.visual} tokens"
+                yield Job(title, 3 + 2 * shape.visual / 1000, head, partial(self.signals, name, shape))
 
     def _share(self) -> Iterator[Job]:
         names = [name for name in self.args.only or NAMES if name != MMR]

@@ -307,7 +307,7 @@ def test_long_calls_are_timed_less_often(seconds, rounds, timed, calls):
         (["--keep", "25"], ["fractions of visual tokens KEPT", "(0, 1]", "25"]),
         (["--rounds", "0"], ["1 or more", "got 0"]),
         (["--device", "tpu"], ["tpu", "cpu", "cuda"]),
-        (["--parts", "selections"], ["selections", "selection", "share", "mmr"]),
+        (["--parts", "selections"], ["selections", "selection", "signals", "share", "mmr"]),
     ],
 )
 def test_wrong_arguments_teach(argv, told, capsys):

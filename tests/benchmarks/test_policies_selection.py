@@ -194,6 +194,14 @@ def test_every_policy_can_be_asked_with_the_signals_of_real_layers(name, scenes)
     assert stops and stops[-1].state.n <= shape.visual
 
 
+def test_signals_may_be_timed_too():
+    """One row for each prompt that is not too long, in the table of shares."""
+    rows = Run(parse(["--quick", "--parts", "signals", "--only", "aim", "dart"])).rows()
+    found = [row for row in rows if row["what"] == "share"]
+    assert [(row["policy"], row["visual"]) for row in found] == [("dart", 36), ("dart", 80), ("aim", 128)]
+    assert all(row["seconds"] > 0 and row["setting"] == "keep 25 %" and row["signals"] for row in found)
+
+
 def test_signals_are_given_and_not_made_in_timed_calls(prompts, monkeypatch):
     """Oracle: counts; the first call makes all that it reads, at every site."""
     made, whole = [], Prompt.signal
