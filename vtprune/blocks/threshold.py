@@ -15,22 +15,22 @@ def fit_threshold(attempt: Callable[[float], Found], wanted: int, low: float, hi
     attempt: threshold -> what is left; larger thresholds leave more, apart from exceptions.
     Where ``low`` leaves more than ``wanted`` its answer is returned. Ends at the first that lacks 1 % or less.
     """
-    best, most = attempt(low), attempt(high)
+    best, below, above, more = attempt(low), low, high, False
     if len(best) >= wanted:
         return best
-    if len(most) <= wanted:
-        return most
     for _ in range(steps):
-        middle = (low + high) / 2
+        middle = (below + above) / 2
         found = attempt(middle)
         if len(found) > wanted:
-            high = middle
+            above, more = middle, True
             continue
-        low = middle
+        below = middle
         best = max(best, found, key=len)
         if wanted - len(best) <= wanted // 100:
             break
-    return best
+    # what leaves most takes longest, and is asked for only where everything may leave too few
+    most = best if more else attempt(high)
+    return most if len(most) <= wanted else best
 
 
 def raised(left: Callable[[float], int], wanted: int, usual: float, high: float, steps: int = 14) -> float:
