@@ -26,7 +26,14 @@ PATIENCE = {1000: 5.0, 5000: 15.0, 1 << 30: 60.0}
 RUNS, ENOUGH = 5, 1.0
 """Calls that are timed at most, and the seconds after which there are no more of them."""
 
-WHY = {}
+WHY = {
+    "cdpruner": "every pick changes what is left of all tokens, by a product with all picks before it",
+    "llava_scissor": "every threshold that keep_ratio tries has components of its own, whose means are all compared",
+    "mmtok": "every token counts how well each other stands for it, so all pairs are compared and held",
+    "pact": "the density of a token counts its distance to every other, so all pairs are compared",
+    "sttm": "every threshold that keep_ratio tries has cells of its own, compared with those of the frames beside them",
+    "vispruner": "duplicates go a few at a time, and every round compares one half of what is left to the other",
+}
 """Why selecting takes a larger share of a prefill than the bound, for policies whose definition leaves no other way."""
 
 
