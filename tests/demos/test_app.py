@@ -190,6 +190,32 @@ def test_wrong_questions_and_options_are_explained(client, change, message):
         ask(client, **change)
 
 
+def test_a_mistake_stays_on_the_page_when_its_message_is_gone(client):
+    job = client.submit(QUESTION, "fastv", 0.25, "layer=99", api_name="/image_ask")
+    with pytest.raises(AppError, match="layers 0 to 5"):
+        job.result(timeout=60)
+    assert "stale" in job.outputs()[-1][0] and "this decoder has layers 0 to 5" in job.outputs()[-1][0]
+
+
+@pytest.mark.parametrize(
+    ("said", "right", "sign"),
+    [
+        ("5", "5", "✓"),
+        ("Yes.", "yes", "✓"),
+        ("four", "5", "✗"),
+        ("", "5", "✗"),
+        # whether a sentence is right, a word does not tell
+        ("It is not 5, but 6.", "5", ""),
+        ("It is 6.", "5", "✗"),
+        ("5", None, ""),
+    ],
+)
+def test_what_is_called_right(said, right, sign):
+    from vtprune.demo.page.words import verdict
+
+    assert "".join(re.findall("[✓✗]", verdict(said, right))) == sign
+
+
 def test_what_users_and_models_say_is_text_not_html(client, asked):
     """A question's unknown words come back in a note; a model's answer, a name, an error of a policy go anywhere."""
     from vtprune.demo.grid import Cell

@@ -1,6 +1,7 @@
 """Answers, and selecting again from what was cached: the same tokens as the model itself would keep, but at once."""
 
 import time
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -10,9 +11,10 @@ import torch
 
 import vtprune
 from vtprune.cli.error import UserError
+from vtprune.demo.controls import read_policy
 from vtprune.demo.pictures import by_site, cell_of, check_cell, pictures, story, summary
 from vtprune.demo.shown import example_picture
-from vtprune.demo.study import read_study, reselect
+from vtprune.demo.study import Answered, Stage, answering, read_study, reselect
 from vtprune.demo.trace import passages, token_at
 from vtprune.demo.watch import Watched
 from vtprune.draw import heat_map, token_map
@@ -47,6 +49,39 @@ def test_selecting_again_keeps_what_the_model_would(engine, asked, name):
         assert torch.equal(one.target, other.target)
     # one token may be left at the end whatever the ratio, as AIM's publication has it
     assert sum(len(stop.rows) for stop in again.stops) > sum(len(stop.rows) for stop in found.trace.stops)
+
+
+def test_answers_come_in_steps_and_whoever_stops_asking_stops_the_work(engine, asked):
+    """Oracle: the answer that is not given in steps; and the model, which nobody asks any more."""
+    wanted = asked("fastv", 0.25)
+    policy, held = read_policy("fastv", 0.25, "layer=3"), []
+
+    @contextmanager
+    def use():
+        with engine.use("image") as loaded:
+            held.append(True)
+            yield loaded
+        held.pop()
+
+    steps = answering(use, wanted.study, "fastv", policy, rounds=2)
+    found = []
+    for step in steps:
+        # somebody else may have the model in between
+        assert not held
+        found += [] if isinstance(step, Stage) else [step.values]
+    assert [(one["unpruned"] is None, one["runs"]) for one in found] == [(True, 0), (False, 0), (False, 2)]
+    assert found[1] == wanted.values and found[2]["pruned"]["prefill_ms"] > 0
+    assert {**found[0], "unpruned": found[1]["unpruned"], "comparison": found[1]["comparison"]} == wanted.values
+
+    calls = []
+    with engine.use("image") as loaded:
+        handle = loaded.model.register_forward_pre_hook(lambda *ignored: calls.append(1))
+    stopped = answering(use, wanted.study, "fastv", policy)
+    until = next(one for one in stopped if isinstance(one, Answered))
+    before = len(calls)
+    stopped.close()
+    handle.remove()
+    assert until.values["unpruned"] is None and len(calls) == before > 0
 
 
 def test_moving_the_ratio_takes_less_than_200_ms_with_its_drawing(engine, asked):

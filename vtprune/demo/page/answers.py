@@ -2,12 +2,17 @@
 
 from collections.abc import Mapping
 from html import escape
+from textwrap import shorten
 from typing import Any
 
 from vtprune.cli.result import engineering
-from vtprune.demo.page.words import count, meter, milliseconds, note, table, times, verdict
+from vtprune.demo.page.words import answer, count, meter, milliseconds, note, table, times
 
 WAITING = "…"
+SHOWN = 40
+"""Letters of an answer in a table, which has no room for sentences."""
+
+AGREEMENT = "Agreement: 1 − total variation distance of the two distributions of the first answer token."
 TOY = "This model is a toy: compare bytes and FLOPs rather than its times."
 
 
@@ -25,9 +30,8 @@ def answers(values: Mapping[str, Any], *, busy: bool = False) -> str:
 
 
 def _card(kind: str, title: str, said: str | None, right: str | None) -> str:
-    text = WAITING if said is None else escape(said or "(nothing)")
-    sign = "" if said is None else verdict(said, right)
-    return f'<section class="vt-card {kind}"><h4>{escape(title)}</h4><p class="vt-said">{text} {sign}</p></section>'
+    text = f'<p class="vt-said">{WAITING}</p>' if said is None else answer(said, right)
+    return f'<section class="vt-card {kind}"><h4>{escape(title)}</h4>{text}</section>'
 
 
 def _agreement(values: Mapping[str, Any]) -> str:
@@ -37,8 +41,7 @@ def _agreement(values: Mapping[str, Any]) -> str:
         text, bar = (WAITING if comparison is None else "unknown"), ""
     else:
         text, bar = f"{100 * agree:.1f} %", meter(agree, "agreement")
-    why = "of the two distributions of the first token: 1 − total variation distance"
-    return f'<section class="vt-card agree"><h4>Agreement</h4><p class="vt-share">{text}</p>{bar}{note(why)}</section>'
+    return f'<section class="vt-card agree"><h4>Agreement</h4><p class="vt-share">{text}</p>{bar}</section>'
 
 
 def _costs(values: Mapping[str, Any], busy: bool) -> str:
@@ -55,12 +58,12 @@ def _costs(values: Mapping[str, Any], busy: bool) -> str:
         rows.append((name, *cells, times(ratios.get(ratio))))
     share = None if not whole or flops is None else flops / whole
     rows.append(("prefill FLOPs, decoder", engineering(whole), engineering(flops), times(share)))
-    return table(("what it costs", "all", values["policy"]["name"], ""), rows) + note(_about_times(values))
+    return table(("what it costs", "all", values["policy"]["name"], ""), rows) + note(_about(values))
 
 
-def _about_times(values: Mapping[str, Any]) -> str:
-    runs = f"Times are medians of {values['runs']} runs. " if values["runs"] else ""
-    return (runs + (TOY if values["model"].startswith("embedded") else "")).strip()
+def _about(values: Mapping[str, Any]) -> str:
+    runs = f" Times are medians of {values['runs']} runs." if values["runs"] else ""
+    return AGREEMENT + runs + (f" {TOY}" if values["model"].startswith("embedded") else "")
 
 
 def notes(values: Mapping[str, Any]) -> str:
@@ -78,7 +81,7 @@ def same_budget(found: Mapping[str, Any] | None) -> str:
             f"{'★ ' if row['same_budget'] else ''}{row['name']}",
             f"{row['frames']:,}",
             f"{row['visual_tokens_before']:,} → {row['visual_tokens']:,}",
-            row["answer"] or "(nothing)",
+            shorten(row["answer"], SHOWN, placeholder=" …") or "(nothing)",
             milliseconds(row["prefill_ms"]),
         )
         for row in found["rows"]

@@ -1,5 +1,7 @@
 """The page as a whole: four tabs, one engine, a queue with a limit; no request leaves the machine."""
 
+from pathlib import Path
+
 import gradio as gr
 
 from vtprune.demo.engine import Engine
@@ -29,7 +31,7 @@ language model has less to read. Here both answers stand side by side: with all 
 
 def build(engine: Engine) -> gr.Blocks:
     """The page. Nothing is loaded and nothing is served yet."""
-    with gr.Blocks(title=TITLE, analytics_enabled=False, delete_cache=KEEP_FILES) as page:
+    with gr.Blocks(title=TITLE, analytics_enabled=False, fill_width=True, delete_cache=KEEP_FILES) as page:
         gr.Markdown(WELCOME, elem_classes="vt-head")
         with gr.Tab("Image"):
             image_tab(engine, page)
@@ -42,7 +44,8 @@ def build(engine: Engine) -> gr.Blocks:
 
 
 def _about(engine: Engine) -> str:
-    names = dict.fromkeys(engine.names.values())
+    # of a folder its name: whoever may see the page need not know where it is
+    names = dict.fromkeys(Path(name).name for name in engine.names.values())
     toys = [name for name in names if name.startswith("embedded")]
     toy = " They ship with vtprune and are toys: their times say little about those of large models." if toys else ""
     return f"Models: {', '.join(f'`{name}`' for name in names)}.{toy} Everything runs on this machine."

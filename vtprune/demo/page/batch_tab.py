@@ -36,7 +36,7 @@ def batch_tab(engine: Engine) -> None:
                 go = gr.Button("Run", variant="primary", scale=2, min_width=110)
                 stop = stopping.stop_button()
         with gr.Column(scale=3, min_width=320):
-            line = words.html(words.empty("Run, and the plot grows here."), min_height=46)
+            line = words.html(words.empty("Run, and the plot grows here."), min_height=36)
             plot = words.html()
             table = words.html()
 
@@ -74,8 +74,7 @@ def _plot(counts: list[Tally]) -> str:
 def _rows(counts: list[Tally]) -> list[tuple[str, ...]]:
     return [
         (
-            tally.policy,
-            "-" if tally.keep_ratio is None else f"{tally.keep_ratio:g}",
+            tally.policy if tally.keep_ratio is None else f"{tally.policy} {tally.keep_ratio:g}",
             f"{tally.tokens / tally.asked:.1f}",
             f"{tally.right} of {tally.asked}",
             f"{100 * tally.point.low:.0f} to {100 * tally.point.high:.0f} %",
@@ -86,4 +85,4 @@ def _rows(counts: list[Tally]) -> list[tuple[str, ...]]:
 
 
 def _table(counts: list[Tally]) -> str:
-    return words.table(("policy", "keep ratio", "visual tokens", "right", "interval of 95 %"), _rows(counts))
+    return words.table(("policy, keep ratio", "visual tokens", "right", "95 % interval"), _rows(counts))

@@ -21,7 +21,7 @@ from vtprune.policies.base import POLICIES
 
 FIRST_POLICIES = ("fastv", "idpruner", "pool", "random")
 RATIOS = (0.1, 0.25, 0.5, 0.75)
-COLUMNS = ("what it costs", "keep ratio", "visual tokens", "KV cache, bytes", "FLOPs", "agreement")
+COLUMNS = ("what it costs", "visual tokens", "KV cache, bytes", "FLOPs")
 WIDTH = 240
 """Pixels of a picture in the grid."""
 
@@ -39,7 +39,7 @@ def compare_tab(engine: Engine) -> None:
                 stop = stopping.stop_button()
         with gr.Column(scale=3, min_width=320):
             empty = "Compare, and what each policy kept and answered appears here, the nearest to the full model first."
-            line = words.html(words.empty(empty), min_height=46)
+            line = words.html(words.empty(empty), min_height=36)
             grid = words.html()
             table = words.html()
             with gr.Row():
@@ -88,7 +88,7 @@ def _figure(cell: Cell) -> str:
     if cell.error:
         return figures.figure(None, "", f"<span>{name}</span>{words.note(cell.error)}")
     pruned, right = cell.values["pruned"], cell.values["right_answer"]
-    said = f'<p class="vt-said">{escape(pruned["answer"] or "(nothing)")} {words.verdict(pruned["answer"], right)}</p>'
+    said = words.answer(pruned["answer"], right)
     bar, agree = "", "agreement unknown"
     if cell.agreement >= 0:
         bar, agree = words.meter(cell.agreement, "agreement"), f"agreement {100 * cell.agreement:.1f} %"
@@ -110,13 +110,11 @@ def _table(cells: list[Cell]) -> str:
 
 
 def _row(cell: Cell) -> tuple[str, ...]:
-    ratio = "-" if cell.keep_ratio is None else f"{cell.keep_ratio:g}"
     if cell.error:
-        return cell.policy, ratio, *"----"
+        return cell.name, *"---"
     pruned = cell.values["pruned"]
-    agree = "-" if cell.agreement < 0 else f"{100 * cell.agreement:.1f} %"
-    tokens = f"{pruned['visual_tokens']:,} of {pruned['visual_tokens_before']:,}"
-    return cell.policy, ratio, tokens, words.count(pruned["kv_bytes"]), engineering(pruned["flops"]), agree
+    counts = [words.count(pruned[name]) for name in ("visual_tokens", "kv_bytes")]
+    return cell.name, *counts, engineering(pruned["flops"])
 
 
 def _files(cells: list[Cell], question: str, folder: str) -> tuple[Path, Path]:

@@ -63,7 +63,7 @@ def image_tab(engine: Engine, page: gr.Blocks) -> None:
             stop = stopping.stop_button(render=False)
             policy = policies_of.policy_box(model, "fastv", 0.25, [ask, stop])
         with gr.Column(scale=3, min_width=320):
-            line = words.html(words.empty("Ask, and both answers appear here."), min_height=46)
+            line = words.html(words.empty("Ask, and both answers appear here."), min_height=36)
             images, scale = _pictures()
             told_of, *place = _inspector()
             sites, both = words.html(visible=False), words.html()
@@ -83,9 +83,9 @@ def _pictures() -> tuple[list[gr.Image], gr.HTML]:
     found, below = [], []
     with gr.Row(elem_classes="vt-trio"):
         for name, under, width in (
-            ("What the model sees", words.note("Each cell is one visual token."), 150),
+            ("The model sees", words.note("Each cell is one visual token."), 150),
             ("Scores", "", 150),
-            ("What was kept", KEYS, 250),
+            ("What was kept", KEYS, 180),
         ):
             with gr.Column(min_width=width):
                 words.html(words.heading(name))
@@ -161,7 +161,11 @@ def _images(found: Pictures, said: str) -> list[Any]:
     return [
         gr.Image(value=found.original, alt_text="The picture as the model sees it"),
         gr.Image(value=found.heat, alt_text=what, visible=found.heat is not None),
-        gr.Image(value=found.kept, alt_text=f"{said} Dropped cells are dim and grey, merged groups outlined."),
+        gr.Image(
+            value=found.kept,
+            alt_text=f"{said} Dropped cells are dim and grey, merged groups outlined.",
+            visible=found.kept is not None,
+        ),
     ]
 
 

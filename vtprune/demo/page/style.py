@@ -24,6 +24,7 @@ footer .divider { display: none; }
 .vt-meter { height: 8px; border-radius: 4px; margin: 6px 0; overflow: hidden;
   background: var(--border-color-primary); }
 .vt-meter > i { display: block; height: 100%; background: #009E73; }
+.vt-meter.busy { margin: 4px 0 0; }
 .vt-meter.busy > i { background: #0072B2; }
 
 .vt-trio { align-items: flex-start; }
@@ -77,7 +78,7 @@ footer .divider { display: none; }
 .vt-figures.small figcaption { font-size: 0.78rem; }
 .vt-none { aspect-ratio: 1; border-radius: 6px; background: var(--border-color-primary); opacity: 0.5; }
 
-.vt-keys { display: flex; flex-wrap: wrap; gap: 2px 16px; font-size: 0.85rem; padding: 4px 0; }
+.vt-keys { display: flex; flex-wrap: wrap; gap: 2px 16px; font-size: 0.85rem; padding: 2px 3px; }
 .vt-keys span { display: inline-flex; align-items: center; gap: 6px; }
 .vt-keys img { height: 20px; width: auto; }
 .vt-keys i { width: 14px; height: 14px; border-radius: 2px; }
@@ -103,17 +104,21 @@ button:focus-visible, input:focus-visible, [role="tab"]:focus-visible, textarea:
 .vt-scroll:focus-visible { outline: 3px solid #0072B2 !important; outline-offset: 2px; }
 .dark button:focus-visible, .dark input:focus-visible, .dark [role="tab"]:focus-visible {
   outline-color: #56B4E9 !important; }
-@media (max-width: 640px) {
-  .vt-head h1 { font-size: 1.3rem; }
+@media (max-width: 940px) {
   .vt-cards { grid-template-columns: 1fr 1fr; gap: 8px; }
-  .vt-card { padding: 8px 10px; }
   .vt-card.agree { grid-column: 1 / -1; }
-  .vt-nums td, .vt-nums th { padding-left: 12px; }
-  .vt-nums tbody th { white-space: normal; }
-  .vt-figures { grid-template-columns: 1fr 1fr; }
-  .vt-figures.small { grid-template-columns: repeat(3, 1fr); }
   .vt-inspect { flex-wrap: wrap; }
   .vt-inspect > * { flex: 1 0 100%; min-width: 0; }
+  .vt-nums { font-size: 0.85rem; }
+  .vt-nums td, .vt-nums th { padding-left: 9px; }
+  .vt-nums th { white-space: normal; }
+}
+@media (max-width: 640px) {
+  .vt-head h1 { font-size: 1.3rem; }
+  .vt-trio > :last-child { flex-basis: 100%; }
+  .vt-card { padding: 8px 10px; }
+  .vt-figures { grid-template-columns: 1fr 1fr; }
+  .vt-figures.small { grid-template-columns: repeat(3, 1fr); }
   .vt-plot.wide { display: none; }
   .vt-plot.narrow { display: block; }
 }

@@ -75,7 +75,7 @@ def video_tab(engine: Engine) -> None:
             policy = policies_of.policy_box(model, "framefusion", 0.25, [ask, stop])
         with gr.Column(scale=3, min_width=320):
             view = View(
-                words.html(words.empty("Ask, and both answers appear here with the clip over time."), min_height=46),
+                words.html(words.empty("Ask, and both answers appear here with the clip over time."), min_height=36),
                 words.html(),
                 words.html(),
                 gr.DownloadButton("Download as one picture", size="md", visible=False, elem_classes="vt-small"),

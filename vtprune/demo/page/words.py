@@ -1,5 +1,6 @@
 """What the page says in HTML: lines, progress, tables; whatever came from a user or a model is escaped."""
 
+import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from html import escape
@@ -22,6 +23,9 @@ MISTAKES = (
 """What is told in the page as the command line tells it."""
 
 STOPPED = "Stopped."
+
+LONG = 24
+"""Letters of an answer from which on it is a sentence."""
 
 
 @contextmanager
@@ -96,11 +100,19 @@ def times(value: float | None) -> str:
     return "" if value is None else f"× {value:.2f}"
 
 
+def answer(said: str, right: str | None) -> str:
+    """An answer as a paragraph, whole sentences in smaller letters, with the verdict."""
+    long = " long" if len(said) > LONG else ""
+    return f'<p class="vt-said{long}">{escape(said or "(nothing)")} {verdict(said, right)}</p>'
+
+
 def verdict(said: str, right: str | None) -> str:
-    """Whether an answer is right, by a sign and a word; "" where nobody knows."""
-    if right is None:
+    """Whether an answer is right, by a sign and a word; "" where nobody knows, as of a sentence that has the word."""
+    heard = re.findall(r"\w+", said.lower())
+    if right is None or (right.lower() in heard and len(heard) > 1):
         return ""
-    return '<small class="vt-right">✓ right</small>' if said == right else '<small class="vt-wrong">✗ wrong</small>'
+    good = heard == [right.lower()]
+    return '<small class="vt-right">✓ right</small>' if good else '<small class="vt-wrong">✗ wrong</small>'
 
 
 def meter(share: float, what: str) -> str:
