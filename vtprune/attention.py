@@ -61,13 +61,14 @@ class _Recorder(TorchFunctionMode):
 
 
 class _Constant:
-    """Stands in for a projection whose result nobody will read, or is to be one number: it takes no memory."""
+    """Stands in for a projection whose result nobody will read, or is to be one number; it holds one row."""
 
     def __init__(self, width: int, value: float = 0.0):
         self.width, self.value = width, value
 
     def __call__(self, x: Tensor) -> Tensor:
-        return x.new_full((1,), self.value).expand(*x.shape[:-1], self.width)
+        # as long as a row, because views as complex numbers (Llama 4) want adjacent numbers
+        return x.new_full((self.width,), self.value).expand(*x.shape[:-1], self.width)
 
 
 class _Stand:
