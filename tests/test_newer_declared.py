@@ -38,6 +38,9 @@ def model_of(family: str):
 
 # ------------------------------------------------------------------------------------------------ turns and caches
 
+# Gemma 4 Unified answers otherwise from a static cache without vtprune too (transformers 5.23)
+SAME = [name for name in DECLARED if name != "gemma4_unified"]
+
 
 @pytest.mark.parametrize("image", some((False, True), (True,)))
 @pytest.mark.parametrize("family", some(DECLARED, ("gemma4_shared", "gemma3n", "phi4_multimodal")))
@@ -61,7 +64,7 @@ def test_a_second_turn_goes_on_where_the_first_stopped(family, image):
 
 
 @pytest.mark.parametrize("kind", ["padded", "ragged"])
-@pytest.mark.parametrize("family", some(DECLARED, ("gemma4_shared",)))
+@pytest.mark.parametrize("family", some(SAME, ("gemma4_shared",)))
 def test_a_static_cache_is_a_dynamic_cache(family, kind):
     """Equal counts and unequal ones; Gemma's windows are shorter than the prompts."""
     static_is_dynamic(family, kind)

@@ -94,6 +94,15 @@ def test_a_token_of_gemma_4_is_where_its_pixels_are(family, kind):
         assert coords[token] == [0, i, y, x]
 
 
+def test_videos_of_as_many_frames_may_come_stacked():
+    """As transformers 5.9 takes them; oracle: one after the other, as 5.23 does."""
+    model, one = model_of("gemma4"), places(4, 6, 30).expand(3, -1, -1)
+    for told in ({"video_position_ids": torch.stack([one, one])}, {"video_position_ids": torch.cat([one, one])}):
+        if told["video_position_ids"].dim() == 3:
+            told["num_frames_per_video"] = torch.tensor([3, 3])
+        assert [source.grids for source in family_of(model).sources(model, "video", told, ())] == [((3, 2, 3),)] * 2
+
+
 def phi4_picture(pixels: Tensor, crops: tuple[int, int], real: tuple[int, int]) -> dict:
     """(H, W, 3) pixels as the image processor, which needs torchvision, cuts them: a thumbnail and crops of 28 x 28.
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from typing import Any
 
 import torch
@@ -151,9 +152,11 @@ def _features(size: str, seed: int) -> Sample:
     return Sample((START, *[IMAGE] * 16, END), {"pixel_values": noise(seed, 1, 32, 4, 4)})
 
 
-NEWER["gemma4"] = Newer(_per_layer, _image, _clip, types)
-NEWER["gemma4_shared"] = Newer(_shared, _image, _clip, types)
-NEWER["gemma4_moe"] = Newer(_moe, _image, _clip, types)
+# in 5.9 the videos of a batch have as many frames each
+_free = "num_frames_per_video" in inspect.signature(hf.Gemma4Model.get_video_features).parameters
+NEWER["gemma4"] = Newer(_per_layer, _image, _clip if _free else None, types)
+NEWER["gemma4_shared"] = Newer(_shared, _image, _clip if _free else None, types)
+NEWER["gemma4_moe"] = Newer(_moe, _image, _clip if _free else None, types)
 NEWER["gemma4_unified"] = Newer(
     _unified, lambda size, seed: _image(size, seed, 1), lambda frames, seed: _clip(frames, seed, 1), types
 )

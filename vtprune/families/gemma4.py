@@ -27,9 +27,13 @@ class Gemma4(Family):
 
     def grids(self, model: nn.Module, kind: str, arguments: Mapping) -> list[tuple[int, int, int]]:
         """(T, H, W) of each image or video of an encoder call, in tokens."""
-        # (frames, patches, 2) column and row of each patch, -1 for padding
-        sizes = (arguments[f"{kind}_position_ids"].amax(1).cpu() + 1) // self.block(model)
-        frames = arguments["num_frames_per_video"].tolist() if kind == "video" else [1] * len(sizes)
+        # (frames, patches, 2) column and row of each patch, -1 for padding; 5.9 stacks the frames of every video
+        places = arguments[f"{kind}_position_ids"].cpu()
+        told = arguments.get("num_frames_per_video")
+        frames = [1] * len(places) if told is None else told.tolist()
+        if places.dim() == 4:
+            frames, places = [places.shape[1]] * len(places), places.flatten(0, 1)
+        sizes = (places.amax(1) + 1) // self.block(model)
         # the frames of a video are all of one size
         return [(len(some), int(some[0, 1]), int(some[0, 0])) for some in sizes.split(frames)]
 
