@@ -147,7 +147,10 @@ class Prompt:
             return self.attention(need.text, len(need.where))[:layers, rows].to(self.dtype)
         if need.kind != "rows":
             raise NotImplementedError(f"the signal {need.text!r} is not made up yet; add it to {__name__}")
-        of_text = need.name == "text_attention"
+        if need.name == "text_attention_heads":
+            every = self.attention(need.text, self.shape.heads * self.shape.text)[:, rows]
+            return every.unflatten(0, (self.shape.heads, -1))
+        of_text = need.name in ("text_attention", "text_attention_max")
         found = self.attention(need.text, self.shape.text if of_text else 1)[:, rows]
         return found if of_text else found[0]
 

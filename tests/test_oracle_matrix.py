@@ -1,4 +1,7 @@
-"""Dropping rows equals masking columns: every family, every kind of batch, every set of sites, both attentions."""
+"""Dropping rows equals masking columns: every family, every kind of batch, every set of sites, both attentions.
+
+By default every kind of batch with two sites and every set of sites with one kind; ``-m slow`` runs the rest.
+"""
 
 from functools import cache
 
@@ -24,8 +27,14 @@ def compare(got, expected, tolerance):
         torch.testing.assert_close(a, b, atol=tolerance, rtol=0)
 
 
-@pytest.mark.parametrize("stages", STAGES)
-@pytest.mark.parametrize("kind", KINDS)
+def combinations():
+    slow = pytest.mark.slow(reason="all combinations; `make test-matrix` runs them")
+    usual = {(kind, "before_and_layer") for kind in KINDS} | {("ragged", stages) for stages in STAGES}
+    pairs = [(kind, stages) for kind in KINDS for stages in STAGES]
+    return [pytest.param(*pair, marks=() if pair in usual else slow, id="-".join(pair)) for pair in pairs]
+
+
+@pytest.mark.parametrize("kind, stages", combinations())
 @pytest.mark.parametrize("family", tiny.FAMILIES)
 def test_greedy_equals_masked_columns(family, kind, stages):
     """Oracle: the unwrapped model at full length, dropped columns masked as keys from their site on."""

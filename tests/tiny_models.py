@@ -26,6 +26,7 @@ from tests.tiny_parts import (
     text_sizes,
     vision_sizes,
 )
+from vtprune import compat
 
 MROPE_FAMILIES = ("qwen2_vl", "qwen2_5_vl", "qwen3_vl")
 
@@ -173,6 +174,8 @@ def build(family: str, attn: str = "sdpa", dtype: torch.dtype = torch.float64, l
     makers = {**_BUILDERS, **{name: newer.model for name, newer in NEWER.items()}}
     if family not in makers:
         raise ValueError(f"unknown family {family!r}; known: {', '.join(makers)}")
+    if family in NEWER and NEWER[family].hybrid and not compat.has_state_masks():
+        pytest.skip(f"states are not pruned with transformers {hf.__version__}, which wrap refuses")
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         model = _made(family, makers[family], layers)

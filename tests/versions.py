@@ -27,6 +27,7 @@ FILES = (
     "tests/test_oracle_matrix.py",
     "tests/test_newer_families.py",
     "tests/test_hybrids.py",
+    "tests/test_hybrid_families.py",
     "tests/test_video_families.py",
     "tests/test_compat.py",
     "tests/policies/test_batches.py",

@@ -6,11 +6,14 @@ They stay as transformers makes them: there is nothing positional in a state, so
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING
 
 from torch import Tensor, nn
-from transformers import Cache
 
 from vtprune import compat
+
+if TYPE_CHECKING:
+    from transformers import Cache
 
 
 def keeps_state(layer: object) -> bool:

@@ -69,7 +69,8 @@ def outcome(family: str, kind: str, name: str, alone: bool = True) -> Outcome:
             oracle.assert_batch_equals_rows(run, family, samples, tolerance(family))
         else:
             run(tiny.collate(family, samples))
-    except NotImplementedError as error:
+    except (NotImplementedError, ValueError) as error:
+        # raised by wrap: of a policy that the model is too short for, or whose site it cannot serve
         return Outcome("refused", (str(error),))
     tokens, notes = reports[0]
     pruned = any(after < before for before, after in tokens)

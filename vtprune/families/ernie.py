@@ -23,7 +23,8 @@ class Ernie(QwenVL):
     def sources(self, model: nn.Module, kind: str, arguments: Mapping, features: Sequence[Tensor]) -> list[Source]:
         config = self.base(model).config.vision_config
         merge, frames = config.spatial_merge_size, config.temporal_merge_size if kind == "video" else 1
-        return [grid_source(kind, t // frames, h // merge, w // merge) for t, h, w in arguments[f"{kind}_grid_thw"]]
+        grids = arguments[f"{kind}_grid_thw"].tolist()
+        return [grid_source(kind, t // frames, h // merge, w // merge) for t, h, w in grids]
 
     def spread(
         self, model: nn.Module, kind: str, arguments: Mapping, scores: Tensor, lengths: Sequence[int]
