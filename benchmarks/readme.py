@@ -46,9 +46,28 @@ def _wrapped(text: str, indent: str = "") -> str:
 
 
 def family_names() -> str:
-    """\
-The model types that are known."""
-    return _wrapped(", ".join(f"`{name}`" for name in sorted(FAMILIES)))
+    """What people call the models that are known, in the order of the alphabet."""
+    names = sorted({name for module in _modules() for name in _called(module)}, key=str.casefold)
+    return _wrapped(f"{len(FAMILIES)} model types: {', '.join(names)}.")
+
+
+def _modules() -> dict[str, list[str]]:
+    """The files of families, each with its model types."""
+    found: dict[str, list[str]] = {}
+    for model_type, family in FAMILIES.items():
+        found.setdefault(type(family).__module__, []).append(model_type)
+    return dict(sorted(found.items()))
+
+
+def _about(module: str) -> tuple[str, str]:
+    """What the first line of a family's file says: names of models, and what is special about them."""
+    names, _, special = (sys.modules[module].__doc__ or "").strip().splitlines()[0].rstrip(".").partition(": ")
+    return names, special
+
+
+def _called(module: str) -> list[str]:
+    """The names alone, one by one."""
+    return re.split(r", | and ", re.sub(r", (also|dense)\b.*", "", _about(module)[0]))
 
 
 def results() -> str:
@@ -143,11 +162,8 @@ def places(sites: Sequence[float]) -> list[str]:
 def families() -> str:
     """One row for each family file: what people call its models, their types, and on which releases they passed."""
     rows = ["| models | model types | prompts | decoder | tested on | what is special |", "|---|---|---|---|---|---|"]
-    by_module: dict[str, list[str]] = {}
-    for model_type, family in FAMILIES.items():
-        by_module.setdefault(type(family).__module__, []).append(model_type)
-    for module, types in sorted(by_module.items()):
-        names, _, special = (sys.modules[module].__doc__ or "").strip().splitlines()[0].rstrip(".").partition(": ")
+    for module, types in _modules().items():
+        names, special = _about(module)
         shown = [", ".join(f"`{t}`" for t in sorted(types)), _prompts(types), _declared(types), _tested(types)]
         rows.append(f"| {names} | {' | '.join(shown)} | {special} |")
     return "\n".join(rows)

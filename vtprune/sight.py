@@ -91,6 +91,7 @@ class Sight:
         if forward is None:
             return
         x, out = args[0] if args else kwargs["hidden_states"], output[0] if isinstance(output, tuple) else output
+        out = out.reshape(x.shape)  # experts may hand out the rows of all samples in one (Llama 4)
         if forward.transitions is None:
             forward.transitions = Transitions()
         names = self.transitions[index]

@@ -59,6 +59,6 @@ def arrange(inputs: dict[str, Tensor]) -> dict[str, Tensor]:
     return {k: v.permute(1, 2, 0)[None] for k, v in inputs.items() if k.startswith("pixel_values")}
 
 
-_SHARED = {"image": image, "clip": clip, "arrange": arrange, "hybrid": True, "tolerance": 1e-3}
+_SHARED = {"image": image, "clip": clip, "arrange": arrange, "hybrid": True, "tolerance": 1e-2}
 NEWER["minicpmv4_6"] = Newer(_minicpmv4_6, **_SHARED)
 NEWER["minicpmv4_7"] = Newer(_minicpmv4_7, **_SHARED, types=types, mrope=True)

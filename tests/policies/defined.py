@@ -6,7 +6,7 @@ import re
 import sys
 import textwrap
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from tests.policies.contract import NAMES, Outcome, families, model_of, outcome
@@ -21,9 +21,11 @@ HEAD = """\
 # Where each policy is defined
 
 Every policy was run on a tiny model of every family, with a batch of two prompts of unequal length, images or clips,
-and gave each sample what it gives it alone. "as published": nothing of the method is missing. A number points to what
-stands in for what a model does not have, or what else differs there; `vtprune.report` says the same of a real model.
-Written by `python -m tests.policies.defined`. "whole": such visual tokens are all kept, and the report says why.
+and gave each sample what it gives it alone. "as published": nothing of the method is missing where no number says
+otherwise. A number points to what stands in for what a model does not have, or what else differs there, or why it is
+refused; `vtprune.report` says the same of a real model. "whole": such visual tokens are all kept, and the report says
+why. The decoders here have 4 to 6 layers, so what acts in later ones is refused where it is not in real models.
+Written by `python -m tests.policies.defined`.
 """
 
 
@@ -52,6 +54,7 @@ def groups() -> dict[str, frozenset[str]]:
 def plain(note: str) -> str:
     """A note without the name of the model's class and without the site."""
     note = re.sub(r"^(before the LLM|(inside )?layer \d+): ", "", note)
+    note = re.sub(r"^\w+\(.*\) acts at", "it acts at", note)
     return re.sub(r"\b[A-Z]\w*(Text)?Model\b", "the decoder", note)
 
 
@@ -81,28 +84,32 @@ def _cell(outcomes: Mapping[str, Outcome], known: Mapping[str, frozenset[str]], 
         for note in dict.fromkeys(map(plain, one.notes)):
             by_note[note].append(family)
     everyone, parts = list(outcomes), []
+    noted = {family for where in by_note.values() for family in where}
+    if set(by_status["pruned"]) - noted:
+        parts.append("as published")
     for status in ("whole", "refused"):
         if status in by_status:
             parts.append(f"{status}{_where(by_status[status], everyone, known)}")
-    noted = set().union(*by_note.values()) if by_note else set()
-    if set(by_status["pruned"]) - noted:
-        parts.insert(0, f"as published{_where([f for f in by_status['pruned'] if f not in noted], everyone, known)}")
+    served = [family for family in everyone if family not in by_status["refused"]]
+    by_families = defaultdict(list)
     for note, where in by_note.items():
-        number = numbers.setdefault(note, len(numbers) + 1)
-        parts.append(f"({number}){_where(where, everyone, known)}")
+        by_families[tuple(where)].append(numbers.setdefault(note, len(numbers) + 1))
+    for where, found in by_families.items():
+        among = served if set(where) <= set(served) else everyone
+        shown = "" if list(where) == by_status["refused"] else _where(where, among, known)
+        parts.append(f"({', '.join(map(str, found))}){shown}")
     return "; ".join(parts)
 
 
-def _where(some: Sequence[str], everyone: Iterable[str], known: Mapping[str, frozenset[str]]) -> str:
+def _where(some: Sequence[str], everyone: Sequence[str], known: Mapping[str, frozenset[str]]) -> str:
     """The families in few words; nothing if it is all of them."""
-    everyone = list(everyone)
     if len(some) == len(everyone):
         return ""
     for what, members in known.items():
         if set(some) == members & set(everyone):
             return f" {what}"
     rest = [family for family in everyone if family not in some]
-    if len(rest) <= 3:
+    if len(rest) < len(some):
         return f" but for {', '.join(f'`{name}`' for name in rest)}"
     return f" on {', '.join(f'`{name}`' for name in some)}"
 

@@ -18,7 +18,7 @@ def test_every_policy_and_every_family_is_there():
     for kind in KINDS:
         [listed] = re.findall(rf"^\* {kind}: ([^*]+)", end, re.M)
         assert re.findall(r"`(\w+)`", listed) == families(kind), AGAIN
-    used = {int(number) for number in re.findall(r"[ |]\((\d+)\)", table)}
+    used = {int(number) for found in re.findall(r"[ |]\(([\d, ]+)\)", table) for number in found.split(",")}
     assert used == {int(number) for number in re.findall(r"^(\d+)\. ", table, re.M)} == set(range(1, len(used) + 1))
 
 

@@ -1,4 +1,4 @@
-"""LLaVA 1.5, ViP-LLaVA, PaliGemma and Gemma3: one square grid for each image, every placeholder a patch."""
+"""LLaVA 1.5, ViP-LLaVA, PaliGemma and Gemma 3: one square grid for each image, every placeholder a patch."""
 
 from torch import nn
 

@@ -1,4 +1,4 @@
-"""LLaVA-NeXT, NeXT-Video and OneVision: a thumbnail and a high-resolution view whose rows end in newline tokens."""
+"""LLaVA-NeXT, LLaVA-NeXT-Video and LLaVA-OneVision: a thumbnail and a large view whose rows end in newline tokens."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace

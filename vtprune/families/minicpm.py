@@ -1,4 +1,4 @@
-"""MiniCPM-V 4.6 and 4.7: Qwen3.5's decoder behind a SigLIP tower that merges patches after one of its layers.
+"""MiniCPM-V 4.6 and MiniCPM-V 4.7: Qwen3.5's decoder behind a SigLIP tower that merges patches after one of its layers.
 
 A picture is a thumbnail and slices, each a run of placeholders and a segment of its own; so is every frame of a video,
 as an encoder call does not say which frames make which video.
