@@ -4,6 +4,8 @@
 #   make test              the tests; pytest's options in ARGS="..."
 #   make demo              the page on which to see what is kept, `vtprune demo`; its options in ARGS="..."
 #   make test-browser      the page in a real browser, where chromium is installed; keeps pictures of every tab
+#   make test-matrix       every family on the floor, a middle and the newest release of transformers, in environments
+#                          of their own (uv); `-m "not slow"` in ARGS makes it shorter
 #   make test-lmms         the lmms-eval plug-in, with the real lmms-eval in an environment of its own (2.4 GB)
 #   make lint              ruff: rules and format
 #   make bench             what pruning costs in right answers, `vtprune bench`; its options in ARGS="..."
@@ -41,7 +43,7 @@ ARGS ?=
 RUN := "$(VENV)/bin/python"
 INSTALL := $(RUN) -m pip install --disable-pip-version-check $(PIP_FLAGS) $(if $(CONSTRAINTS),-c "$(CONSTRAINTS)") $(TORCH)
 
-.PHONY: run demo test test-browser test-lmms lint bench bench-report bench-engine bench-policies bench-video bench-kernels install install-test clean
+.PHONY: run demo test test-browser test-matrix test-lmms lint bench bench-report bench-engine bench-policies bench-video bench-kernels install install-test clean
 
 run: install
 	"$(VENV)/bin/vtprune" run $(ARGS)
@@ -57,6 +59,11 @@ test: install-test
 # also those that `make test` leaves out; with Debian's chromium, skipped, with that reason, where there is none
 test-browser: install-test
 	$(RUN) -m pytest tests/demos/browser -rs $(ARGS)
+
+# all combinations, slow tests included, unless ARGS says otherwise
+test-matrix: install-test
+	$(INSTALL) uv
+	PYTHONPATH=.:kernels $(RUN) -m tests.versions --jobs $(JOBS) $(ARGS)
 
 # lmms-eval pins av below 16
 test-lmms: $(LMMS_VENV)/.installed
@@ -115,5 +122,5 @@ $(LMMS_VENV)/.installed: pyproject.toml tests/lmms/constraints.txt
 	touch "$@"
 
 clean:
-	rm -rf "$(VENV)" "$(LMMS_VENV)" build dist .pytest_cache .ruff_cache .hypothesis
+	rm -rf "$(VENV)" "$(LMMS_VENV)" .venv-matrix build dist .pytest_cache .ruff_cache .hypothesis
 	find vtprune kernels benchmarks demos tests -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -2,7 +2,7 @@
 
 import copy
 import inspect
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -152,6 +152,16 @@ def is_compiled_call() -> bool:
     callback that does so is private to torch (2.2 to 2.13).
     """
     return torch.compiler.is_compiling() or torch._C._dynamo.eval_frame.get_eval_frame_callback() is not None
+
+
+def with_video_pixels(kind: str, arguments: Mapping) -> Mapping:
+    """Arguments of an encoder call in which the pixels of videos are called ``pixel_values_videos``.
+
+    LLaVA-NeXT-Video and OneVision called them ``pixel_values`` (5.9 and 5.16).
+    """
+    if kind != "video" or "pixel_values_videos" in arguments or "pixel_values" not in arguments:
+        return arguments
+    return {**arguments, "pixel_values_videos": arguments["pixel_values"]}
 
 
 def takes_encoded(model: Any) -> bool:

@@ -14,6 +14,7 @@ from contextvars import ContextVar
 import torch
 from torch import Tensor, nn
 
+from vtprune import compat
 from vtprune.families.base import Family, Source
 from vtprune.forward import CURRENT, Forward
 from vtprune.stopwatch import Stopwatch
@@ -90,7 +91,7 @@ class Recorder:
         features = self.pruner.family.features(output)
         if features is not None:
             arguments = inspect.signature(call).bind(*args, **kwargs).arguments
-            arguments = {**arguments, **arguments.pop("kwargs", {})}
+            arguments = compat.with_video_pixels(self.kind, {**arguments, **arguments.pop("kwargs", {})})
             kind = self.pruner.kind_of(self.kind, arguments)
             setattr(output, _NOTE, self._sources(kind, arguments, features, collected))
             _PENDING.set({**(_PENDING.get() or {}), kind: sum(len(feature) for feature in features)})
