@@ -186,13 +186,15 @@ def _prompts(types: Sequence[str]) -> str:
 
 
 def _tested(types: Sequence[str]) -> str:
-    """The releases of transformers on which all tests of these families passed, if they are there."""
-    passed = []
+    """The releases of transformers on which tests of these families passed, and which prompts of which failed there."""
+    shown = []
     for release, found in _releases().items():
-        verdicts = {verdict for name in _tiny(types) for verdict in found.get(name, {}).values()}
-        if "failed" not in verdicts and "passed" in verdicts:
-            passed.append(release)
-    return ", ".join(passed)
+        verdicts = {(name, kind): one for name in _tiny(types) for kind, one in found.get(name, {}).items()}
+        bad = [case for case, verdict in verdicts.items() if verdict == "failed"]
+        failed = [f"`{name}`{' clips' if kind == 'video' else ''}" for name, kind in bad]
+        if "passed" in verdicts.values():
+            shown.append(release + (f" (not {', '.join(failed)})" if failed else ""))
+    return ", ".join(shown)
 
 
 def _releases() -> Mapping[str, Any]:
@@ -239,7 +241,9 @@ depth. What differs from released code is said at the top of each file."""
 
 FAMILIES_HEAD = """\
 The model types that are known, and what is special about their prompts; then those that are known and refused.
-Written by `python -m benchmarks.readme` from the registry and from `vtprune/refused.py`."""
+"Tested on" are releases of transformers on which the tests of `make test-matrix ARGS='-m "not slow"'` passed, with what
+failed there, in part because the tests call their inputs what 5.23 calls them. Written by
+`python -m benchmarks.readme` from the registry, `tested.json` and `vtprune/refused.py`."""
 
 
 if __name__ == "__main__":
