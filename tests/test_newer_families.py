@@ -5,13 +5,18 @@ By default one kind of batch and one set of sites for each family; ``-m slow`` r
 
 from __future__ import annotations
 
-from functools import cache
-
 import pytest
-import torch
 
 import vtprune
 from tests import oracle, tiny
+from tests.masked import (
+    assert_batch_of_two,
+    assert_beams,
+    assert_greedy,
+    assert_greedy_with_eager_attention,
+    assert_same,
+    model_of,
+)
 from tests.probe import STAGES, ByNorm, KeepAll, answer, visible
 
 MASKED = [name for name, newer in tiny.NEWER.items() if not newer.hybrid]
@@ -31,72 +36,28 @@ def cases(families, *lists, usual=()):
     ]
 
 
-@cache
-def model_of(family: str, attn: str = "sdpa"):
-    # transformers' eager mask is NaN in float64 with left padding, so eager runs in float32
-    return tiny.build(family, attn, torch.float64 if attn == "sdpa" else torch.float32)
-
-
-def assert_same(got, expected, tolerance):
-    assert torch.equal(got[0], expected[0])
-    for a, b in zip(got[1], expected[1], strict=True):
-        torch.testing.assert_close(a, b, atol=tolerance, rtol=0)
-
-
 @pytest.mark.parametrize("family, kind, stages", cases(MASKED, tiny.KINDS, STAGES, usual=("ragged", "three")))
 def test_greedy_equals_masked_columns(family, kind, stages):
     """Oracle: the unwrapped model at full length, dropped columns masked as keys from their site on."""
-    model, inputs = model_of(family), tiny.batch(family, kind)
-    whole = answer(model, inputs)
-    with vtprune.pruned(model, ByNorm(STAGES[stages])):
-        got = answer(model, inputs)
-        kept = visible(model)
-        logits = oracle.text_logits(model, inputs)
-    with oracle.MaskedColumns(model, kept):
-        expected = answer(model, inputs)
-        expected_logits = oracle.text_logits(model, inputs)
-    assert_same(got, expected, tiny.NEWER[family].tolerance)
-    assert not torch.allclose(got[1][0], whole[1][0]), "nothing was pruned"
-    for a, b in zip(logits, expected_logits, strict=True):
-        torch.testing.assert_close(a, b, atol=tiny.NEWER[family].tolerance, rtol=0)
+    assert_greedy(family, kind, STAGES[stages])
 
 
 @pytest.mark.parametrize("family, stages", cases(MASKED, STAGES, usual=("before_and_layer",)))
 def test_greedy_equals_masked_columns_with_eager_attention(family, stages):
     """The same oracle in float32 and with additive masks."""
-    model, inputs = model_of(family, "eager"), tiny.batch(family, "ragged", torch.float32)
-    with vtprune.pruned(model, ByNorm(STAGES[stages])):
-        got = answer(model, inputs)
-        kept = visible(model)
-    with oracle.MaskedColumns(model, kept):
-        assert_same(got, answer(model, inputs), max(1e-4, tiny.NEWER[family].tolerance))
+    assert_greedy_with_eager_attention(family, STAGES[stages])
 
 
 @pytest.mark.parametrize("family, stages", cases(BEAMS, STAGES, usual=("layer",)))
 def test_beams_equal_masked_columns(family, stages):
     """Slots follow the beams; the oracle's columns follow them too."""
-    model, inputs = model_of(family), tiny.batch(family, "ragged")
-    with vtprune.pruned(model, ByNorm(STAGES[stages])):
-        got = tiny.beams(model, inputs, 5)
-        kept = visible(model)
-    rows = len(inputs["input_ids"])
-    with oracle.MaskedColumns(model, {site: mask[:: len(mask) // rows] for site, mask in kept.items()}):
-        expected = tiny.beams(model, inputs, 5)
-    assert torch.equal(got.sequences, expected.sequences)
-    tolerance = tiny.NEWER[family].tolerance
-    torch.testing.assert_close(got.sequences_scores, expected.sequences_scores, atol=tolerance, rtol=0)
+    assert_beams(family, STAGES[stages])
 
 
 @pytest.mark.parametrize("family", [name for name, newer in tiny.NEWER.items() if newer.apart])
 def test_a_batch_of_two_is_two_of_one(family):
     """Oracle: each sample alone, unpadded."""
-    model = model_of(family)
-
-    def run(inputs):
-        with vtprune.pruned(model, ByNorm((vtprune.BEFORE_LLM, 2))):
-            return oracle.text_logits(model, inputs)
-
-    oracle.assert_batch_equals_rows(run, family, tiny.samples(family, "ragged"), tiny.NEWER[family].tolerance)
+    assert_batch_of_two(family)
 
 
 @pytest.mark.parametrize("family", tiny.NEWER)
@@ -117,4 +78,4 @@ def test_clips_equal_masked_columns(family):
         got = answer(model, inputs)
         kept = visible(model)
     with oracle.MaskedColumns(model, kept):
-        assert_same(got, answer(model, inputs), tiny.NEWER[family].tolerance)
+        assert_same(got, answer(model, inputs), tiny.tolerance(family))

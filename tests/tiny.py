@@ -281,3 +281,8 @@ def new_turn(family: str, model: nn.Module, inputs: Batch, sequences: Tensor, im
 def has_mrope(family: str) -> bool:
     """Whether positions have time, height and width."""
     return family in MROPE_FAMILIES or (family in NEWER and NEWER[family].mrope)
+
+
+def tolerance(family: str) -> float:
+    """Of logits against an oracle in float64."""
+    return NEWER[family].tolerance if family in NEWER else 1e-9

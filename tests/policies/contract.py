@@ -46,10 +46,6 @@ def samples_of(family: str, kind: str) -> list[tiny.Sample]:
     return tiny.samples(family, "ragged") if kind == "image" else tiny.video_samples(family, "ragged")
 
 
-def tolerance(family: str) -> float:
-    return tiny.NEWER[family].tolerance if family in tiny.NEWER else 1e-9
-
-
 def outcome(family: str, kind: str, name: str, alone: bool = True) -> Outcome:
     """Runs policy ``name`` on a batch of two, and, if ``alone``, on each of them alone, which must give the same.
 
@@ -66,7 +62,7 @@ def outcome(family: str, kind: str, name: str, alone: bool = True) -> Outcome:
 
     try:
         if alone and (family not in tiny.NEWER or tiny.NEWER[family].apart):
-            oracle.assert_batch_equals_rows(run, family, samples, tolerance(family))
+            oracle.assert_batch_equals_rows(run, family, samples, tiny.tolerance(family))
         else:
             run(tiny.collate(family, samples))
     except (NotImplementedError, ValueError) as error:
