@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from torch import nn
 
 from vtprune.at_flops import AtFlops
+from vtprune.cached import evicts
 from vtprune.named import HOW_MANY, check_names, named_policy
 from vtprune.policies.base import Policy
 from vtprune.report import Report
@@ -46,13 +47,12 @@ def wrap(
     """
     from vtprune.families.base import FAMILIES, family_of
     from vtprune.families.detect import detect_family
-    from vtprune.plan import Plan, check_injections, check_sites, facts_of
+    from vtprune.plan import Plan, facts_of
     from vtprune.pruner import Pruner
     from vtprune.ragged import check_ragged
-    from vtprune.refuse import check_model, check_proportional
+    from vtprune.refuse import check_model
     from vtprune.refused import check_known
     from vtprune.selftest import self_test
-    from vtprune.signals import check_needs
 
     if hasattr(model, _ATTRIBUTE):
         raise ValueError(
@@ -68,10 +68,7 @@ def wrap(
         self_test(inner, family)
     if hasattr(policy, "fitted"):
         policy = policy.fitted(facts_of(inner, family))
-    check_sites(policy, len(family.decoder(inner).layers))
-    check_injections(policy, family, inner)
-    check_needs(policy, family, inner)
-    check_proportional(policy, inner, family)
+    _check_fits(policy, inner, family)
     plan = Plan(inner, family, policy, positions)
     vars(model)[_ATTRIBUTE] = Pruner(inner, family, plan, ragged, equalize)
     return model
@@ -139,6 +136,20 @@ def _pruner(model: nn.Module):
     return vars(model)[_ATTRIBUTE]
 
 
+def _check_fits(policy: Policy, model: nn.Module, family) -> None:
+    """Raises what ``wrap`` says it raises where a policy cannot do its work in this model."""
+    from vtprune.evict import check_evicts
+    from vtprune.plan import check_injections, check_sites
+    from vtprune.refuse import check_proportional
+    from vtprune.signals import check_needs
+
+    check_sites(policy, len(family.decoder(model).layers))
+    check_injections(policy, family, model)
+    check_needs(policy, family, model)
+    check_proportional(policy, model, family)
+    check_evicts(policy, family.decoder(model), family, family.linear_layers(model))
+
+
 def _make(policy: str | Policy, options: dict) -> Policy:
     if isinstance(policy, str):
         return named_policy(policy, options)
@@ -148,12 +159,13 @@ def _make(policy: str | Policy, options: dict) -> Policy:
         raise TypeError(
             f"options {sorted(options)} go with a policy name; got a {type(policy).__name__} object, which has its own"
         )
-    missing = [name for name in ("needs", "sites", "select") if not hasattr(policy, name)]
+    wanted = ("needs", "sites") if evicts(policy) else ("needs", "sites", "select")
+    missing = [name for name in wanted if not hasattr(policy, name)]
     if isinstance(policy, type):
         raise TypeError(f"a policy is a name or an object; got the class {policy.__name__}; pass an instance")
     if missing:
         raise TypeError(
-            "a policy is a registered name or an object with needs, sites and select(tokens); "
+            "a policy is a registered name or an object with needs, sites and select(tokens), or evict(prompt); "
             f"got {type(policy).__name__} without {', '.join(missing)}"
         )
     return policy

@@ -63,6 +63,21 @@ class PrunedDynamicLayer(PrunedLayer):
     beside: Sequence = ()
     """All layers of the cache."""
 
+    def held(self) -> tuple[Tensor, Tensor | None, int]:
+        """Positions (B or 1, P) of what it holds, valid (B, P) or None, and the logical length."""
+        positions, valid, _ = self.slots.materialize()
+        return positions, valid, self.slots.length
+
+    def shrink(self, index: Tensor, valid: Tensor | None, keys: Tensor, values: Tensor) -> None:
+        """Holds these keys and values (B, H_kv, K, d) instead, those of its slots ``index`` (B, K), where ``valid``."""
+        positions, old, bias = self.slots.materialize()
+        positions = positions.expand(len(index), -1).gather(1, index)
+        both = old is not None and old.expand(len(index), -1).gather(1, index)
+        valid = (both if valid is None else both & valid) if old is not None else valid
+        bias = None if bias is None else bias.expand(len(index), -1).gather(1, index)
+        self.slots = Slots(positions, valid, self.slots.length, 0, self.slots.shift, bias)
+        self.keys, self.values = keys, values
+
     def coming(self, n: int) -> Slots:
         """The slots after the next ``update`` with ``n`` tokens."""
         if self.arrival is None:
@@ -136,6 +151,23 @@ class PrunedStaticLayer(PrunedLayer):
         if not torch.compiler.is_compiling():
             for tensor in (self.slot_positions, self.slot_valid, self.logical_length):
                 torch._dynamo.mark_static_address(tensor)
+
+    def held(self) -> tuple[Tensor, Tensor | None, int]:
+        """Positions (B, P) of what it holds, valid (B, P), and the logical length."""
+        n = int(self.cumulative_length)
+        return self.slot_positions[:, :n], self.slot_valid[:, :n], int(self.logical_length)
+
+    def shrink(self, index: Tensor, valid: Tensor | None, keys: Tensor, values: Tensor) -> None:
+        """Holds these keys and values (B, H_kv, K, d) instead, those of its slots ``index`` (B, K), where ``valid``."""
+        n, kept = index.shape[1], self.slot_valid.gather(1, index)
+        self.keys.zero_()[:, :, :n].copy_(keys)
+        self.values.zero_()[:, :, :n].copy_(values)
+        self.slot_positions[:, :n] = self.slot_positions.gather(1, index)
+        self.slot_valid.zero_()[:, :n] = kept if valid is None else kept & valid
+        if self.slot_bias is not None:
+            self.slot_bias[:, :n] = self.slot_bias.gather(1, index)
+        self.cumulative_length.fill_(n)
+        self.trimmed = True
 
     def coming_tensors(self, n: int) -> tuple[Tensor, Tensor, Tensor | None]:
         """Positions, valid and bias (B, max_cache_len) or None after the next ``update`` with ``n`` tokens."""

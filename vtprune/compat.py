@@ -139,6 +139,24 @@ def rotary(decoder: Any, index: int, hidden: Tensor, position_ids: Tensor) -> An
     return decoder.rotary_emb(hidden, position_ids)
 
 
+def rotary_ahead(decoder: Any, index: int, hidden: Tensor, first: int, count: int) -> tuple[Tensor, Tensor]:
+    """Cosines and sines (count, d) of layer ``index`` for ``count`` text tokens from position ``first`` on.
+
+    Where positions have three coordinates, those of text are equal, and so are its tables (seen from 5.9 to 5.23).
+    """
+    ids = torch.arange(first, first + count, device=hidden.device)[None]
+    if not has_line_positions(decoder):
+        ids = ids.expand(3, 1, count)
+    tables = rotary(decoder, index, hidden, ids)
+    if not isinstance(tables, (tuple, list)) or len(tables) != 2:
+        raise NotImplementedError(
+            f"{type(decoder).__name__} does not rotate by cosines and sines, so it cannot be told how later queries "
+            "will be rotated; choose a policy that looks at queries of the prompt"
+        )
+    cos, sin = (table.reshape(-1, count, table.shape[-1])[0] for table in tables)
+    return cos, sin
+
+
 def has_line_positions(decoder: Any) -> bool:
     """Whether positions are one number for each token, and the decoder's own rotary module computes the tables."""
     parameters = getattr(decoder.config, "rope_parameters", None) or {}

@@ -19,11 +19,12 @@ from vtprune.cache import Arrival
 from vtprune.check import check_selections
 from vtprune.equal import equalized
 from vtprune.layout import Layout, Row
-from vtprune.report import Prefill, SiteRecord
+from vtprune.records import Prefill, SiteRecord
 from vtprune.stopwatch import Stopwatch
 from vtprune.tokens import Segment, Selection, VisualTokens
 
 if TYPE_CHECKING:
+    from vtprune.evict import Watched
     from vtprune.transition import Transitions
 
 CURRENT: ContextVar[Forward | None] = ContextVar("vtprune_forward", default=None)
@@ -152,6 +153,19 @@ class Forward:
         self.transitions: Transitions | None = None
         self.fresh: dict = {}
         self.record: Prefill | None = None
+        self.position_ids: Tensor | None = None
+        self.cache = None
+        self.watched: list[Watched] = []
+        self.laps: list[Stopwatch] = []
+
+    def next_place(self, b: int) -> int:
+        """The position of the token that will follow sample ``b``; where it has several coordinates they are equal."""
+        if self.position_ids is None:
+            return int(self.cache.get_seq_length())
+        ids = self.position_ids
+        # of four rows the first counts tokens, the others are time, height and width
+        ids = ids[1:] if ids.dim() == 3 and len(ids) == 4 else ids
+        return int(ids[..., min(b, ids.shape[-2] - 1), :].max()) + 1
 
     def begin(self, layout: Layout, newlines: bool) -> None:
         """Takes the layout of a forward that holds visual tokens."""

@@ -9,6 +9,7 @@ from contextvars import ContextVar
 from torch import nn
 
 from vtprune import compat
+from vtprune.cached import evicts
 from vtprune.families.base import Family
 from vtprune.policies.base import Policy
 from vtprune.served import Served
@@ -139,7 +140,7 @@ def check_sites(policy: Policy, depth: int) -> None:
                 f"{policy} acts at site {site!r}; this decoder has layers 0 to {depth - 1}, so a site is BEFORE_LLM, "
                 f"0..{depth - 1} or inside(0)..inside({depth - 1})"
             )
-    if not sites or list(sites) != sorted(set(sites)):
+    if list(sites) != sorted(set(sites)) or not (sites or evicts(policy)):
         raise ValueError(f"sites must be distinct and ascending, at least one; {policy} gives {sites}")
 
 

@@ -19,6 +19,7 @@ from vtprune import compat
 from vtprune.between import Added, Cut
 from vtprune.cache import PrunedLayer, PrunedStaticLayer
 from vtprune.encoder import Merging, Recorder, arrived, check_chunks, encoded_sources
+from vtprune.evict import Evictor, eviction_notes
 from vtprune.families.base import Family, Source
 from vtprune.forward import CURRENT, Forward
 from vtprune.inside import InsideSite
@@ -48,9 +49,11 @@ class Pruner:
         modules = {"base": self.base, "decoder": self.decoder, **dict(enumerate(self.layers))}
         self.names = {name: list(inspect.signature(module.forward).parameters) for name, module in modules.items()}
         self.plane = getattr(self.decoder.config, family.active_plane) if family.active_plane else 0
+        plan.notes += eviction_notes(plan.policy, self.decoder, family, plan.linear)
         self.report = Report(model, family, plan)
         self.arguments = LayerArguments(self.decoder, family, ragged, plan.linear)
         self.sight = Sight(self)
+        self.evictor = Evictor(self)
         self.handles: list = []
         self.layer_handles: list = []
         # forwards under way that need the layers' hooks; and whether they must stay: layers of several kinds get
@@ -94,6 +97,9 @@ class Pruner:
             for index in range(self.plan.first + 1, len(self.layers)):
                 enter = functools.partial(self._enter_layer, index)
                 hooks.append(self.layers[index].register_forward_pre_hook(enter, with_kwargs=True))
+            # before those of inside sites, which change what is alive
+            for module, watch in self.evictor.hooks():
+                hooks.append(module.register_forward_hook(watch, with_kwargs=True))
             # before those of inside sites, which change what the MLP gives
             for module, watch in self.sight.after_hooks():
                 hooks.append(module.register_forward_hook(watch, with_kwargs=True))
@@ -213,7 +219,7 @@ class Pruner:
         if cache is not None:
             check_places(cache, self.decoder, self.plan.linear)
             forward.equalize = self.equalize and any(map(has_state, cache.layers))
-        forward.mask = bound.get("attention_mask")
+        forward.mask, forward.position_ids = bound.get("attention_mask"), bound.get("position_ids")
         # a base that is the decoder encodes its pictures within this call
         forward.waits = self.family.text_is_base and forward.ids is not None
         if not forward.waits:
@@ -265,6 +271,7 @@ class Pruner:
             with _LOCK:
                 self.busy -= 1
         if forward.record is not None and output is not None:
+            forward.record.cached = self.evictor.finish(forward)
             self.report.finish(forward, getattr(output, "past_key_values", None))
 
     # ---- the layers

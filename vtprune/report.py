@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Mapping
-from dataclasses import dataclass, field
 
 from torch import Tensor, nn
 
@@ -13,55 +12,10 @@ from vtprune.achieved import Achieved, asked_of, in_words
 from vtprune.flops_vision import vision_flops
 from vtprune.kept import Kept, kept_of
 from vtprune.layer_sizes import has_experts
-from vtprune.layout import Layout
+from vtprune.records import Prefill, SiteRecord
 from vtprune.states import state_bytes
 from vtprune.stopwatch import Stopwatch
 from vtprune.tokens import site_name
-
-
-@dataclass
-class SiteRecord:
-    """What one site did in the last prefill.
-
-    site:         where.
-    before:       visual tokens offered to the policy, by sample.
-    lap:          from before the signals to after the selecting, all samples together.
-    kept:         by sample the rows that stay, (k,) int64, counted in the sample's offered visual tokens.
-    merges:       by sample what ``Selection.merge`` said, None where nothing was merged.
-    notes:        what the policy said of its answers, each sentence once.
-    reads:        the signals that it read.
-    """
-
-    site: float
-    before: list[int]
-    lap: Stopwatch
-    kept: list[Tensor] = field(default_factory=list)
-    merges: list[Tensor | None] = field(default_factory=list)
-    notes: list[str] = field(default_factory=list)
-    reads: set[str] = field(default_factory=set)
-
-    @property
-    def milliseconds(self) -> float:
-        """Spent on signals and selecting, all samples together."""
-        return self.lap.milliseconds
-
-    @property
-    def after(self) -> list[int]:
-        return [len(kept) for kept in self.kept]
-
-
-@dataclass
-class Prefill:
-    """One forward that held visual tokens."""
-
-    layout: Layout
-    offered: list[Tensor]
-    sites: list[SiteRecord] = field(default_factory=list)
-    lengths: list[list[int | tuple[int, int]]] = field(default_factory=list)
-    past: list[list[int]] = field(default_factory=list)
-    kv_bytes: int | None = None
-    state_bytes: int = 0
-    dtype_size: int = 4
 
 
 class Report:
@@ -100,6 +54,7 @@ class Report:
         total = [n - len(offered) for n, offered in zip(text, record.offered, strict=True)]
         record.lengths = [self._lengths(record, b, total[b]) for b in range(len(total))]
         record.kv_bytes, record.state_bytes = measured_bytes(cache), state_bytes(cache)
+        record.windows = windows_of(cache)
         record.dtype_size = self._model.get_input_embeddings().weight.element_size()
         record.past = [[0] * depth for _ in total]
         self.last = record
@@ -133,7 +88,9 @@ class Report:
         """What the user should know: stand-ins for a signal, sites served elsewhere, what the policy said last."""
         moved = [f"{site_name(site)}: {why}" for site, why in sorted(self._plan.moved.items())]
         said = [f"{site_name(record.site)}: {note}" for record in self.sites for note in record.notes]
-        return [*self._plan.notes, *moved, *said]
+        cached = self.last.cached if self.last else None
+        of_cache = [f"cache: {note}" for note in cached.notes] if cached else []
+        return [*self._plan.notes, *moved, *said, *of_cache, *(self.last.notes if self.last else ())]
 
     @property
     def tokens(self) -> list[tuple[int, int]]:
@@ -203,7 +160,7 @@ class Report:
     def kv_bytes_predicted(self) -> int:
         """Bytes of keys and values by config and token counts, padding aside."""
         config, last = self._text_config, self.last
-        return sum(flops.kv_bytes(config, lengths, last.dtype_size) for lengths in last.lengths) if last else 0
+        return sum(flops.kv_bytes(config, lengths, last.dtype_size) for lengths in last.held()) if last else 0
 
     @property
     def kv_bytes_unpruned(self) -> int:
@@ -221,10 +178,7 @@ class Report:
             return 0, 0
         last, config, batch = self.last, self._text_config, len(self.last.lengths)
         pads = [last.layout.length - int(row.real.sum()) for row in last.layout.rows]
-        longest = []
-        for layer in zip(*last.lengths, strict=True):
-            held = [n[0] if isinstance(n, tuple) else n for n in layer]
-            longest.append(max(n + pad for n, pad in zip(held, pads, strict=True)))
+        longest = [max(layer) for layer in zip(*last.held(pads), strict=True)]
         whole = [last.layout.length] * self._plan.depth
         one, other = (flops.kv_bytes(config, lengths, last.dtype_size) for lengths in (longest, whole))
         return batch * one, batch * other
@@ -365,6 +319,12 @@ def _read(need, record: SiteRecord) -> bool:
 def small(value):
     """A tensor's shape instead of pixels; sizes and grids as they are."""
     return tuple(value.shape) if isinstance(value, Tensor) and value.is_floating_point() else value
+
+
+def windows_of(cache) -> dict[int, int]:
+    """How many tokens at most those layers of a cache hold that let go of others by themselves."""
+    layers = enumerate(getattr(cache, "layers", ()))
+    return {i: layer.sliding_window - 1 for i, layer in layers if type(layer).__name__ == "DynamicSlidingWindowLayer"}
 
 
 def measured_bytes(cache) -> int | None:

@@ -36,6 +36,27 @@ def row_attention(
     biased: whether the mask adds to the scores of keys, and does not only hide them.
     reduce: "largest" gives the largest over heads instead of the mean, "none" all of them: (B, H, R, K).
     """
+    query, key, scaling, allowed = read_rows(attn, inputs, rows, mask, keys, biased=biased)
+    visible = Visible(allowed=allowed)
+    if reduce != "none":
+        return attention_rows(query, key, scale=scaling, visible=visible, reduce=reduce)
+    share = query.shape[1] // key.shape[1]
+    heads = ((query[:, head, None], key[:, head // share, None]) for head in range(query.shape[1]))
+    return torch.stack([attention_rows(q, k, scale=scaling, visible=visible) for q, k in heads], 1)
+
+
+@torch.no_grad()
+def read_rows(
+    attn: nn.Module,
+    inputs: Mapping[str, Any],
+    rows: Tensor,
+    mask: Any = None,
+    keys: Tensor | None = None,
+    *,
+    biased: bool = False,
+) -> tuple[Tensor, Tensor, float, Tensor]:
+    """What rows of attention are made of: queries (B, H, R, d), keys (B, H_kv, K, d), the factor on their products, and
+    (B, R, K) bool, which keys each row sees. Arguments as of ``row_attention``."""
     hidden = inputs["hidden_states"]
     asked = {name: value for name, value in inputs.items() if name not in _IGNORED}
     asked["attention_mask"] = None
@@ -59,12 +80,7 @@ def row_attention(
     )
     if biased:
         query, key = with_key_bias(query, key, call.scaling, mask, rows, allowed)
-    key, visible = key.to(query.dtype), Visible(allowed=allowed)
-    if reduce != "none":
-        return attention_rows(query, key, scale=call.scaling, visible=visible, reduce=reduce)
-    share = query.shape[1] // key.shape[1]
-    heads = ((query[:, head, None], key[:, head // share, None]) for head in range(query.shape[1]))
-    return torch.stack([attention_rows(q, k, scale=call.scaling, visible=visible) for q, k in heads], 1)
+    return query, key.to(query.dtype), call.scaling, allowed
 
 
 def _take(values: Any, rows: Tensor) -> Any:

@@ -14,7 +14,7 @@ from vtprune.compat import compared_keys
 from vtprune.forward import CURRENT, Forward
 from vtprune.parts import last_norm, mixer_of, mlp_of
 from vtprune.rank import RANK, layer_rank, real_rows
-from vtprune.report import SiteRecord
+from vtprune.records import SiteRecord
 from vtprune.rows import row_attention
 from vtprune.signals import PROJECTED, ROTARY, UNPROJECTED, Need, needed, row_layer
 from vtprune.tokens import site_name

@@ -1,0 +1,141 @@
+"""What a policy sees of the cache while a prompt is read and after it, and what it answers: the values of eviction."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, MutableMapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+from torch import Tensor
+
+HEADS = ("all", "kv", "query")
+"""Over which heads attention is averaged: "all" into one row, "kv" those that share a key head, "query" none."""
+
+
+class LayerView(Protocol):
+    """One decoder layer that has just run, for all samples; ``vtprune.cache_sight`` makes it."""
+
+    def stored(self, b: int, what: str) -> Tensor: ...
+    def received(self, b: int, heads: str, recent: int | None, scattered: int) -> Tensor: ...
+    def attention(self, b: int, heads: str, recent: int | None, scattered: int) -> Tensor: ...
+    def probes(self, b: int, recent: int | None, scattered: int) -> Tensor: ...
+    def unrotated_queries(self, b: int) -> Tensor: ...
+    def rotation(self, b: int, count: int) -> Tensor: ...
+    def output_weight(self) -> Tensor: ...
+
+
+@dataclass(frozen=True)
+class CachedSlots:
+    """The visual tokens of ONE sample in the cache of one decoder layer.
+
+    The S keys are those of the sample's tokens, earlier turns first, in prompt order, without padding.
+
+    index: of the layer. slots: (N,) int64, ascending: which of the S keys are visual tokens of this forward; only these
+    may be evicted. rows: (N,) int64: which of the sample's visual tokens, counted before any pruning, these are.
+    """
+
+    index: int
+    slots: Tensor
+    rows: Tensor
+
+    def __len__(self) -> int:
+        return len(self.slots)
+
+
+@dataclass(frozen=True)
+class CachedLayer(CachedSlots):
+    """What a policy sees of ONE sample in one decoder layer, right after its attention ran in the prefill.
+
+    H is the number of query heads, H_kv that of key heads, G one of 1, H_kv and H by ``heads`` (see ``HEADS``). It can
+    be read while ``watch`` runs.
+    """
+
+    view: LayerView = field(repr=False)
+    sample: int = 0
+
+    @property
+    def keys(self) -> Tensor:
+        """(H_kv, S, d) as attention compares them, rotated."""
+        return self.view.stored(self.sample, "keys")
+
+    @property
+    def values(self) -> Tensor:
+        """(H_kv, S, d_v)."""
+        return self.view.stored(self.sample, "values")
+
+    def received(self, heads: str = "all", recent: int | None = None, scattered: int = 0) -> Tensor:
+        """(G, S) float32: the attention that each key gets, summed over the sample's queries in this forward.
+
+        recent: of the last so many queries alone. scattered: and of so many of the others, drawn by the sample's seed.
+        """
+        return self.view.received(self.sample, heads, recent, scattered)
+
+    def attention(self, heads: str = "all", recent: int | None = None, scattered: int = 0) -> Tensor:
+        """(G, R, S) float32: what each of those queries pays to each key."""
+        return self.view.attention(self.sample, heads, recent, scattered)
+
+    def probes(self, recent: int | None = None, scattered: int = 0) -> Tensor:
+        """(R,) int64, ascending: which of the S tokens those queries belong to; a key is seen by those from it on."""
+        return self.view.probes(self.sample, recent, scattered)
+
+    @property
+    def unrotated_queries(self) -> Tensor:
+        """(H, Q, d): the queries of all tokens of this forward, after norms and before rotation."""
+        return self.view.unrotated_queries(self.sample)
+
+    def rotation(self, count: int) -> Tensor:
+        """(d, d) float32: by what the queries of the next ``count`` tokens will be rotated, on average."""
+        return self.view.rotation(self.sample, count)
+
+    @property
+    def output_weight(self) -> Tensor:
+        """(D, H * d_v): what the layer multiplies its heads' outputs with."""
+        return self.view.output_weight()
+
+
+@dataclass(frozen=True)
+class CachedPrompt:
+    """ONE sample's prompt after its prefill, when every layer's keys and values lie in the cache.
+
+    layers: what was seen of every layer whose cache can be evicted from, in order: layers without a window that keep
+            keys of their own.
+    notes:  of each of them what the policy's ``watch`` answered.
+    stored: of the i-th of them its keys and values (H_kv, S, d), as in ``CachedLayer``.
+    visual: how many visual tokens the prompt had before any pruning.
+    length: tokens of the prompt. seed, memory: as in ``VisualTokens``.
+    """
+
+    layers: Sequence[CachedSlots]
+    notes: Sequence[Any]
+    stored: Callable[[int], tuple[Tensor, Tensor]] = field(repr=False)
+    visual: int
+    length: int
+    seed: int = 0
+    memory: MutableMapping = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Eviction:
+    """What stays of the visual keys and values of one layer of one sample.
+
+    keep:   (K,) int64, strictly ascending places among the layer's N visual tokens; or (H_kv, K), other ones in every
+            key head, as many in each.
+    keys, values: (H_kv, K, d) that stand there from now on; None leaves them as they are.
+    """
+
+    keep: Tensor
+    keys: Tensor | None = None
+    values: Tensor | None = None
+
+
+@dataclass(frozen=True)
+class Evictions:
+    """A policy's answer for one sample: one ``Eviction`` for each of its layers. note: a sentence for the report."""
+
+    layers: Sequence[Eviction]
+    note: str = ""
+
+
+def evicts(policy: Any) -> bool:
+    """Whether a policy evicts from the cache after a prefill."""
+    return getattr(policy, "evict", None) is not None
