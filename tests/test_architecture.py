@@ -24,6 +24,7 @@ MAY_NOT_IMPORT = {
     "vtprune/tokens.py": {"vtprune", "transformers"},
     "vtprune/policies": {"transformers", "vtprune.pruner", "vtprune.families", "vtprune.api", "torch.nn"},
     "vtprune/blocks": {"transformers", "vtprune.pruner", "vtprune.families", "vtprune.api", "torch.nn"},
+    "vtprune/cache_scores": {"transformers", "vtprune", "torch.nn"},
     "vtprune/families": {"vtprune.pruner", "vtprune.policies", "vtprune.api", "vtprune_kernels"},
     "benchmarks": {"demos", "tests"},
     "demos": {"benchmarks", "tests"},
@@ -31,10 +32,12 @@ MAY_NOT_IMPORT = {
 # parts of the above that are allowed after all
 MAY_IMPORT = {"torch.nn.functional"}
 # ... and for whom: the harness runs on clusters and draws plots, the demo has a page, which the library proper does not
+# ... and scores of cache entries know tensors, kernels and each other
 MAY_IMPORT_IN = {
     "vtprune/demo/page": {"gradio"},
     "vtprune/bench": {"ray", "matplotlib"},
     "vtprune/lmms_eval": {"lmms_eval"},
+    "vtprune/cache_scores": {"vtprune.cache_scores"},
 }
 # parts that the rest of the library does not know, and how the names of files that do begin
 KNOWN_BY = {
