@@ -7,7 +7,7 @@ arXiv:2504.14051. Exact for one entry; of several that go together it is not the
 import torch
 from torch import Tensor
 
-from vtprune.cache_scores.probe import probe_blocks, seeing
+from vtprune.cache_scores.probe import of_batch, probe_blocks, seeing
 from vtprune_kernels.attention_columns import EVERYTHING, Visible
 
 
@@ -54,7 +54,7 @@ def caote(
     ``visible.valid`` does not hide.
     """
     batch, groups, n, _ = k.shape
-    share = q.shape[1] // groups
+    share, visible = q.shape[1] // groups, of_batch(visible, batch)
     out = torch.zeros(batch, groups, n, device=k.device)
     for block in probe_blocks(q, k, scale=scale, visible=visible, softcap=softcap):
         real = None if visible.valid is None else visible.valid[block.sample]

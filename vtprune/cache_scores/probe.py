@@ -19,17 +19,19 @@ def causal(rows: Tensor, keys: Tensor, *, window: int | None = None, valid: Tens
     valid:  (N,) or (B, N) bool, False for entries that hold nothing.
     Raises ValueError for keys that do not ascend (looked at on a CPU alone).
     """
-    rows, keys = (t if t.dim() == 2 else t[None] for t in (rows, keys))
-    batch = max(len(rows), len(keys))
-    rows, keys = (t.expand(batch, -1).contiguous() for t in (rows, keys))
+    given = [t if t is None or t.dim() == 2 else t[None] for t in (rows, keys, valid)]
+    batch = max(len(t) for t in given if t is not None)
+    rows, keys, valid = (None if t is None else t.expand(batch, -1).contiguous() for t in given)
     if keys.device.type == "cpu" and bool((keys.diff(dim=1) < 0).any()):
-        raise ValueError(
-            "the places of the keys ascend; sort the entries, or say with Visible(allowed=...) who is seen"
-        )
+        raise ValueError("the places of the keys ascend here; sort the entries, or use Visible(allowed=...)")
     first = None if window is None else torch.searchsorted(keys, rows - window, right=True)
-    if valid is not None:
-        valid = (valid if valid.dim() == 2 else valid[None]).expand(batch, -1).contiguous()
     return Visible(first=first, last=torch.searchsorted(keys, rows, right=True) - 1, valid=valid)
+
+
+def of_batch(visible: Visible, batch: int) -> Visible:
+    """The same for each of ``batch`` samples, where it was said for one."""
+    parts = {name: t for name, t in vars(visible).items() if t is not None}
+    return replace(visible, **{name: t.expand(batch, *t.shape[1:]) if len(t) == 1 else t for name, t in parts.items()})
 
 
 @dataclass(frozen=True)
@@ -49,9 +51,11 @@ def probe_blocks(
     """All attention of the queries, a block at a time; heads of a block are those of whole groups.
 
     q: (B, H, R, d) after norms and rotation. k: (B, H_kv, N, d) in its dtype. A block holds about 1 MiB on a CPU and
-    64 MiB elsewhere, at least a row of the heads of one group. Rows that see nothing are zero or left out.
+    64 MiB elsewhere, at least a row of the heads of one group. Rows that see nothing are zero or left out. ``visible``
+    of one sample holds for all.
     Raises as ``attention_rows`` does.
     """
+    visible = of_batch(visible, len(k))
     check_attention("probe_blocks", q, k, visible, softcap)
     n = k.shape[2]
     for block in score_blocks(q, k, scale, softcap, visible):
@@ -87,18 +91,20 @@ def received(
 ) -> Tensor:
     """How much attention each key gets from all queries; no row is ever held for all of them.
 
-    q:     (B, H, R, d) after norms and rotation. k: (B, H_kv, N, d) in its dtype.
-    heads: "group": the mean over the query heads of each key head, (B, H_kv, N). "all": over all of them, (B, N).
-    over:  "sum" over the queries, accumulated attention; "queries": its mean over those that see anything; "seeing":
-           its mean over those that see the key, so that early keys gain nothing by being seen more often.
+    q:       (B, H, R, d) after norms and rotation. k: (B, H_kv, N, d) in its dtype.
+    heads:   "group": the mean over the query heads of each key head, (B, H_kv, N). "all": over all of them, (B, N).
+    over:    "sum" over the queries, accumulated attention; "queries": its mean over those that see anything; "seeing":
+             its mean over those that see the key, so that early keys gain nothing by being seen more often.
+    visible: which keys each query sees, of each sample or of one for all.
     Returns float32. Raises ValueError for other choices, and as ``attention_columns`` does.
     """
     if heads not in ("group", "all"):
         raise ValueError(f"heads is 'group' (one number for each key head) or 'all' (their mean); got {heads!r}")
     if over not in ("sum", "queries", "seeing"):
         raise ValueError(f"over is 'sum', 'queries' or 'seeing', see the docstring; got {over!r}")
+    visible = of_batch(visible, len(k))
     check_attention("received", q, k, visible, softcap)
-    batch, groups, n_rows, n = len(k), k.shape[1], q.shape[2], k.shape[2]
+    (batch, groups, n, _), n_rows = k.shape, q.shape[2]
     mean, each = "seeing" if over == "seeing" else "queries", visible
     if heads == "group":
         # groups become samples: what is summed over heads is summed over those of a sample
@@ -115,6 +121,7 @@ def received(
 
 def seeing(visible: Visible, batch: int, rows: int, keys: int, device: torch.device) -> Tensor:
     """(B, R) bool: which queries see any key at all."""
+    visible = of_batch(visible, batch)
     zeros = torch.zeros(batch, rows, dtype=torch.int64, device=device)
     first = zeros if visible.first is None else visible.first.clamp(min=0)
     last = zeros + keys - 1 if visible.last is None else visible.last.clamp(max=keys - 1)
