@@ -9,11 +9,12 @@ import torch
 from torch import Tensor, nn
 
 from vtprune import compat
+from vtprune.cache_scores.expected_attention import rotation_matrix
+from vtprune.cache_scores.probe import probe_rows, received
 from vtprune.cached import HEADS
 from vtprune.rows import read_rows
 from vtprune.unrotated import unrotated
 from vtprune_kernels.attention_columns import Visible
-from vtprune_kernels.attention_rows import attention_rows
 
 BLOCK_BYTES = 64 << 20
 """Flags of which key each query sees that are held at a time."""
@@ -50,7 +51,7 @@ class CacheSight:
         """(H_kv, S, d) of sample ``b``."""
         if "compared" not in self.memo:
             keys, values = self.kept
-            if hasattr(self.attn, "expand_kv"):
+            if self.shared():
                 keys, values = self.attn.expand_kv(keys, values)
             self.memo["compared"] = {"keys": keys, "values": values}
         return self.memo["compared"][what][b][:, self.places[b]]
@@ -82,59 +83,47 @@ class CacheSight:
         order = self.real[b].cumsum(0) - 1
         return order[self._rows(recent, scattered)[b]] + past
 
-    def attention(self, b: int, heads: str, recent: int | None, scattered: int) -> Tensor:
-        """(G, R, S)."""
-        key = ("attention", heads, recent, scattered)
+    def attention(self, b: int, recent: int | None, scattered: int) -> Tensor:
+        """(H, R, S)."""
+        key = ("attention", recent, scattered)
         if key not in self.memo:
-            rows = self._rows(recent, scattered)
-            most = max(len(row) for row in rows)
-            padded = torch.stack([torch.cat([row, row[-1:].expand(most - len(row))]) for row in rows])
-            self.memo[key] = self._read(padded, heads)
+            query, keys, scale, allowed = self._read(self._padded(recent, scattered)[0])
+            self.memo[key] = probe_rows(query, keys, scale=scale, visible=Visible(allowed=allowed))
         rows = len(self._rows(recent, scattered)[b])
         return self.memo[key][b][:, :rows, self.places[b]]
 
     def received(self, b: int, heads: str, recent: int | None, scattered: int) -> Tensor:
         """(G, S), without ever holding all rows."""
-        key = ("received", heads, recent, scattered)
-        if key not in self.memo:
-            rows = self._rows(recent, scattered)
-            most = max(len(row) for row in rows)
-            padded = torch.stack([torch.cat([row, row[-1:].expand(most - len(row))]) for row in rows])
-            weights = torch.stack([torch.arange(most, device=row.device) < len(row) for row in rows]).float()
-            step = max(16, BLOCK_BYTES // (len(rows) * self._groups(heads) * self.kept[0].shape[2]))
-            total = None
-            for block in range(0, most, step):
-                part, weight = padded[:, block : block + step], weights[:, block : block + step]
-                seen = self._read(part, heads, weight) * weight.sum(1)[:, None, None]
-                total = seen if total is None else total + seen
-            self.memo[key] = total
-        return self.memo[key][b][:, self.places[b]]
-
-    def _groups(self, heads: str) -> int:
-        """Into how many rows the heads are averaged. What latent attention stores is for all of them."""
         if heads not in HEADS:
             raise ValueError(f"heads is one of {', '.join(map(repr, HEADS))}; got {heads!r}")
-        query = getattr(self.attn, "num_heads", None) or self.attn.config.num_attention_heads
-        return {"all": 1, "kv": self.kept[0].shape[1], "query": query}[heads]
+        key = ("received", heads, recent, scattered)
+        if key not in self.memo:
+            rows, real = self._padded(recent, scattered)
+            step = max(16, BLOCK_BYTES // (len(rows) * self.kept[0].shape[2]))
+            # what latent attention stores is for all heads
+            over = "all" if heads == "all" or self.kept[0].shape[1] == 1 else "group"
+            parts = []
+            for block in range(0, rows.shape[1], step):
+                query, keys, scale, allowed = self._read(rows[:, block : block + step])
+                visible = Visible(allowed=allowed & real[:, block : block + step, None])
+                parts.append(received(query, keys, scale=scale, visible=visible, heads=over))
+            total = torch.stack(parts).sum(0)
+            self.memo[key] = total if total.dim() == 3 else total[:, None]
+        return self.memo[key][b][:, self.places[b]]
 
-    def _read(self, rows: Tensor, heads: str, weights: Tensor | None = None) -> Tensor:
-        """(B, G, R, P) of these rows (B, R); with weights (B, R) their mean by weight, (B, G, P)."""
+    def _padded(self, recent: int | None, scattered: int) -> tuple[Tensor, Tensor]:
+        """(B, R) rows of all samples, the last one repeated where one has fewer, and (B, R) bool, which are not."""
+        rows = self._rows(recent, scattered)
+        most = max(len(row) for row in rows)
+        padded = torch.stack([torch.cat([row, row[-1:].expand(most - len(row))]) for row in rows])
+        counts = torch.tensor([len(row) for row in rows], device=padded.device)
+        return padded, torch.arange(most, device=padded.device)[None] < counts[:, None]
+
+    def _read(self, rows: Tensor) -> tuple[Tensor, Tensor, float, Tensor]:
+        """Queries of these rows (B, R), all keys, the factor on their products, and who sees whom."""
         keys = compat.compared_keys(self.attn, *self.kept)
         mask = self.inputs.get("attention_mask")
-        query, key, scaling, allowed = read_rows(self.attn, self.inputs, rows, mask, keys, biased=self.biased)
-        batch, n_query, groups = len(rows), query.shape[1], self._groups(heads)
-        if groups > 1:
-            key = key if groups == key.shape[1] else key.repeat_interleave(groups // key.shape[1], 1)
-            # a head, or those of one key head, as a sample of its own
-            query = query.reshape(batch * groups, n_query // groups, *query.shape[2:])
-            key = key.reshape(batch * groups, 1, *key.shape[2:])
-            allowed = allowed.repeat_interleave(groups, 0)
-            weights = None if weights is None else weights.repeat_interleave(groups, 0)
-        # a block in which a shorter sample has no row left means nothing for it, and weighs nothing
-        live = None if weights is None else torch.where(weights.sum(1, keepdim=True) > 0, weights, 1)
-        reduce = "heads" if weights is None else "heads+rows"
-        out = attention_rows(query, key, scale=scaling, visible=Visible(allowed=allowed), weights=live, reduce=reduce)
-        return out.reshape(batch, groups, *out.shape[1:])
+        return read_rows(self.attn, self.inputs, rows, mask, keys, biased=self.biased)
 
     # ---- queries before rotation, and rotations to come
 
@@ -146,25 +135,23 @@ class CacheSight:
 
     def rotation(self, b: int, count: int) -> Tensor:
         """(d, d): the mean of the rotations at the ``count`` places behind sample ``b``'s prompt."""
-        cos, sin = self.ahead(b, count)
+        cos, sin = (table.float().mean(0) for table in self.ahead(b, count))
         width = self.unrotated_queries(b).shape[-1]
-        return rotation_matrix(cos.float().mean(0), sin.float().mean(0), width, self._in_pairs(b))
+        half = len(cos) // 2
+        return rotation_matrix(cos[:half], sin[:half], head_dim=width, interleaved=self._in_pairs())
 
-    def _in_pairs(self, b: int) -> bool:
+    def _in_pairs(self) -> bool:
         """Whether the module rotates neighbours, not halves; told by the last token's query, before and after."""
         if "pairs" not in self.memo:
             row = self._rows(None, 0)[0][-1:]
-            query, *_ = read_rows(
-                self.attn, self.inputs, row.expand(len(self.real), 1), self.inputs.get("attention_mask"), self.kept[0]
-            )
+            query, *_ = self._read(row.expand(len(self.real), 1))
             plain, rotated = self.unrotated_queries(0)[:, -1].float(), query[0, :, 0].float()
             tables = (table.reshape(-1, *table.shape[-2:])[0, row[0]] for table in self.inputs["position_embeddings"])
-            cos, sin = (table.float() for table in tables)
-            found = [
-                in_pairs
-                for in_pairs in (False, True)
-                if torch.allclose(plain @ rotation_matrix(cos, sin, plain.shape[-1], in_pairs).T, rotated, rtol=0.02)
-            ]
+            cos, sin = (table.float()[: len(table) // 2] for table in tables)
+            turns = [rotation_matrix(cos, sin, head_dim=plain.shape[-1], interleaved=way) for way in (False, True)]
+            # what bfloat16 leaves of a rotation is 2 % at most
+            close = [(plain @ turn.T - rotated).norm() <= 0.02 * rotated.norm() for turn in turns]
+            found = [way for way, near in zip((False, True), close, strict=True) if near]
             if not found:
                 raise NotImplementedError(
                     f"{type(self.attn).__name__} rotates its queries in a way that is not known, so it cannot be told "
@@ -174,22 +161,16 @@ class CacheSight:
             self.memo["pairs"] = found[0]
         return self.memo["pairs"]
 
+    def shared(self) -> bool:
+        """Whether keys and values of all heads are made of what is stored."""
+        return hasattr(self.attn, "expand_kv")
+
+    def scale(self) -> float:
+        """The factor on products of queries and keys."""
+        if "scale" not in self.memo:
+            self.memo["scale"] = self._read(self._rows(None, 0)[0][-1:].expand(len(self.real), 1))[2]
+        return self.memo["scale"]
+
     def output_weight(self) -> Tensor:
         """(D, H * d_v)."""
         return self.attn.o_proj.weight
-
-
-def rotation_matrix(cos: Tensor, sin: Tensor, width: int, in_pairs: bool) -> Tensor:
-    """(width, width): the matrix R of a rotation, R @ x is the rotated x.
-
-    cos, sin: (d,) as models hold them, the angles of one half twice; what of ``width`` lies beyond d stays as it is.
-    in_pairs: neighbours 2i and 2i + 1 are rotated, not i and i + d / 2.
-    """
-    d = len(cos)
-    half = torch.arange(d // 2, device=cos.device)
-    first, second = (2 * half, 2 * half + 1) if in_pairs else (half, half + d // 2)
-    matrix = torch.eye(width, device=cos.device)
-    # with the angles of both halves, as they are the same but where scaled
-    matrix[first, first], matrix[first, second] = cos[half], -sin[half]
-    matrix[second, second], matrix[second, first] = cos[half + d // 2], sin[half + d // 2]
-    return matrix

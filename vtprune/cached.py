@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, MutableMapping, Sequence
+from collections.abc import Callable, MutableMapping, MutableSequence, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from torch import Tensor
 
-HEADS = ("all", "kv", "query")
-"""Over which heads attention is averaged: "all" into one row, "kv" those that share a key head, "query" none."""
+HEADS = ("all", "kv")
+"""Over which heads attention is averaged: "all" into one row, "kv" those that share a key head of the cache."""
 
 
 class LayerView(Protocol):
@@ -17,10 +17,12 @@ class LayerView(Protocol):
 
     def stored(self, b: int, what: str) -> Tensor: ...
     def received(self, b: int, heads: str, recent: int | None, scattered: int) -> Tensor: ...
-    def attention(self, b: int, heads: str, recent: int | None, scattered: int) -> Tensor: ...
+    def attention(self, b: int, recent: int | None, scattered: int) -> Tensor: ...
     def probes(self, b: int, recent: int | None, scattered: int) -> Tensor: ...
     def unrotated_queries(self, b: int) -> Tensor: ...
     def rotation(self, b: int, count: int) -> Tensor: ...
+    def scale(self) -> float: ...
+    def shared(self) -> bool: ...
     def output_weight(self) -> Tensor: ...
 
 
@@ -46,8 +48,8 @@ class CachedSlots:
 class CachedLayer(CachedSlots):
     """What a policy sees of ONE sample in one decoder layer, right after its attention ran in the prefill.
 
-    H is the number of query heads, H_kv that of key heads, G one of 1, H_kv and H by ``heads`` (see ``HEADS``). It can
-    be read while ``watch`` runs.
+    H is the number of query heads, H_kv that of key heads, G is 1 or H_kv by ``heads`` (see ``HEADS``). It can be read
+    while ``watch`` runs.
     """
 
     view: LayerView = field(repr=False)
@@ -70,9 +72,9 @@ class CachedLayer(CachedSlots):
         """
         return self.view.received(self.sample, heads, recent, scattered)
 
-    def attention(self, heads: str = "all", recent: int | None = None, scattered: int = 0) -> Tensor:
-        """(G, R, S) float32: what each of those queries pays to each key."""
-        return self.view.attention(self.sample, heads, recent, scattered)
+    def attention(self, recent: int | None = None, scattered: int = 0) -> Tensor:
+        """(H, R, S) float32: what each of those queries pays to each key; few queries, as it is held."""
+        return self.view.attention(self.sample, recent, scattered)
 
     def probes(self, recent: int | None = None, scattered: int = 0) -> Tensor:
         """(R,) int64, ascending: which of the S tokens those queries belong to; a key is seen by those from it on."""
@@ -86,6 +88,16 @@ class CachedLayer(CachedSlots):
     def rotation(self, count: int) -> Tensor:
         """(d, d) float32: by what the queries of the next ``count`` tokens will be rotated, on average."""
         return self.view.rotation(self.sample, count)
+
+    @property
+    def scale(self) -> float:
+        """The factor on products of queries and keys."""
+        return self.view.scale()
+
+    @property
+    def shared(self) -> bool:
+        """Whether the cache holds latents that all heads share, so that one set of tokens stays for all of them."""
+        return self.view.shared()
 
     @property
     def output_weight(self) -> Tensor:
@@ -102,16 +114,19 @@ class CachedPrompt:
     notes:  of each of them what the policy's ``watch`` answered.
     stored: of the i-th of them its keys and values (H_kv, S, d), as in ``CachedLayer``.
     visual: how many visual tokens the prompt had before any pruning.
+    ahead:  of each of them (H_kv, g * n, S) float32, what the queries of ``n`` tokens to come pay to its keys, by key
+            head of the cache, where the policy has a ``lookahead`` of n and ``glance``, the rough cut; else ().
     length: tokens of the prompt. seed, memory: as in ``VisualTokens``.
     """
 
     layers: Sequence[CachedSlots]
-    notes: Sequence[Any]
+    notes: MutableSequence[Any]
     stored: Callable[[int], tuple[Tensor, Tensor]] = field(repr=False)
     visual: int
     length: int
     seed: int = 0
     memory: MutableMapping = field(default_factory=dict)
+    ahead: Sequence[Tensor] = ()
 
 
 @dataclass(frozen=True)

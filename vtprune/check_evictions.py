@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from vtprune.cached import CachedSlots, Eviction, Evictions
 
@@ -45,3 +45,12 @@ def _check(who: str, one: Any, n: int, heads: int) -> None:
         new = getattr(one, what)
         if new is not None and tuple(new.shape[:2]) != (heads, keep.shape[-1]):
             raise ValueError(f"{who}: {what} are ({heads}, {keep.shape[-1]}, d); got {tuple(new.shape)}")
+
+
+def check_merges(attn: nn.Module) -> None:
+    """Raises NotImplementedError for a layer whose stored keys and values cannot be averaged."""
+    if hasattr(attn, "expand_kv"):
+        raise NotImplementedError(
+            f"{type(attn).__name__} stores latents, and rotated parts of keys in the place of values, which have no "
+            "mean. Choose a policy that evicts and does not merge, such as elastic_cache with merge='none'"
+        )

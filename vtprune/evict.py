@@ -7,10 +7,11 @@ layers shrink. They answer with unpruned lengths from then on, as those of prune
 
 from __future__ import annotations
 
+import copy
 import functools
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -19,12 +20,16 @@ from vtprune import compat
 from vtprune.cache import PrunedLayer, PrunedStaticLayer, prune_layer
 from vtprune.cache_sight import CacheSight
 from vtprune.cached import CachedLayer, CachedPrompt, CachedSlots, Eviction, Evictions, evicts
-from vtprune.check_evictions import check_evictions
+from vtprune.check_evictions import check_evictions, check_merges
 from vtprune.families.base import Family
 from vtprune.forward import CURRENT, Forward
+from vtprune.lookahead import hear, look_ahead
 from vtprune.records import CacheRecord
 from vtprune.report import measured_bytes
 from vtprune.stopwatch import Stopwatch
+
+if TYPE_CHECKING:
+    from transformers import Cache
 
 WINDOWED = ("sliding_attention", "chunked_attention")
 """Kinds of layers that see some tokens back only."""
@@ -82,8 +87,8 @@ class Watched:
 class Evictor:
     """Evicts from the cache of one wrapped model, for policies that do."""
 
-    def __init__(self, pruner):
-        self.pruner = pruner
+    def __init__(self, pruner, model: nn.Module):
+        self.pruner, self.head = pruner, model.get_output_embeddings()
         plan = pruner.plan
         self.layers = evictable(pruner.decoder, pruner.family, plan.linear) if evicts(plan.policy) else ()
 
@@ -94,10 +99,12 @@ class Evictor:
     def _watch(self, index: int, module: nn.Module, args: tuple, kwargs: dict, output) -> None:
         if torch.compiler.is_compiling():
             return
-        forward = CURRENT.get()
-        if forward is None or forward.owner is not self.pruner or forward.layout is None or forward.cut:
+        forward, inputs = CURRENT.get(), {**kwargs, "hidden_states": args[0]} if args else kwargs
+        if forward is None or forward.owner is not self.pruner or forward.cut:
             return
-        inputs = {**kwargs, "hidden_states": args[0]} if args else kwargs
+        if forward.layout is None:
+            hear(index, inputs)
+            return
         cache = inputs.get("past_key_values")
         if cache is None:
             forward.record.notes = [NO_CACHE]
@@ -142,50 +149,69 @@ class Evictor:
 
     # ---- when the prompt has been read
 
-    def finish(self, forward: Forward) -> CacheRecord | None:
-        """Asks the policy what stays, and evicts the rest."""
+    def finish(self, forward: Forward, output: Any) -> CacheRecord | None:
+        """Asks the policy what stays, and evicts the rest. output: of the forward."""
         if not forward.watched:
             return None
         device = forward.watched[-1].places[0].device
         lap, held = Stopwatch.start(device), measured_bytes(forward.cache)
-        answers = [self._ask(forward, b) for b in range(len(forward.samples))]
+        prompts = [self._prompt(forward, b) for b in range(len(forward.samples))]
+        if getattr(forward.policy, "lookahead", None):
+            prompts = self._ahead(forward, prompts, output)
+        answers = self._answers(forward, forward.policy.evict, prompts)
         kept = []
         for i, watched in enumerate(forward.watched):
             mine = [None if answer is None else answer.layers[i] for answer in answers]
             kept.append([self._rows(slots, one) for slots, one in zip(watched.slots, mine, strict=True)])
-            self._evict(forward, watched, mine)
+            self._evict(forward.cache, watched, mine, forward.fresh)
         forward.laps.append(lap.stop(device))
         notes = list(dict.fromkeys(answer.note for answer in answers if answer is not None and answer.note))
         before = [[len(one) for one in watched.slots] for watched in forward.watched]
         return CacheRecord([watched.index for watched in forward.watched], before, kept, notes, forward.laps, held)
 
-    def _ask(self, forward: Forward, b: int) -> Evictions | None:
-        layers = [watched.slots[b] for watched in forward.watched]
+    def _prompt(self, forward: Forward, b: int) -> CachedPrompt | None:
+        """What the policy sees of a sample; None where nothing of it can be evicted."""
+        layers, sample = [watched.slots[b] for watched in forward.watched], forward.samples[b]
         if not any(map(len, layers)):
             return None
-        sample = forward.samples[b]
 
         def stored(i: int) -> tuple[Tensor, Tensor]:
-            layer, places = forward.cache.layers[layers[i].index], forward.watched[i].places[b]
+            index = layers[i].index
+            check_merges(self.pruner.layers[index].self_attn)
+            layer, places = forward.cache.layers[index], forward.watched[i].places[b]
             return layer.keys[b][:, places.to(layer.keys.device)], layer.values[b][:, places.to(layer.values.device)]
 
-        notes = [watched.notes[b] for watched in forward.watched]
-        length = int(sample.row.real.sum())
-        prompt = CachedPrompt(layers, notes, stored, len(sample.offered), length, sample.row.seed, sample.memory)
-        answer = forward.policy.evict(prompt)
-        heads = [forward.cache.layers[one.index].keys.shape[1] for one in layers]
-        return check_evictions(answer, layers, heads, forward.policy)
+        notes, length = [watched.notes[b] for watched in forward.watched], int(sample.row.real.sum())
+        return CachedPrompt(layers, notes, stored, len(sample.offered), length, sample.row.seed, sample.memory)
+
+    def _answers(self, forward: Forward, ask, prompts: Sequence[CachedPrompt | None]) -> list[Evictions | None]:
+        heads = [forward.cache.layers[watched.index].keys.shape[1] for watched in forward.watched]
+        checked = []
+        for prompt in prompts:
+            answer = None if prompt is None else ask(prompt)
+            checked.append(answer and check_evictions(answer, prompt.layers, heads, forward.policy))
+        return checked
+
+    def _ahead(self, forward: Forward, prompts: Sequence[CachedPrompt | None], output: Any) -> list:
+        """The same prompts with what tokens to come look at, decoded on a copy that the policy has cut down."""
+        copies = [prompt and replace(prompt, notes=list(prompt.notes)) for prompt in prompts]
+        rough, cache = self._answers(forward, forward.policy.glance, copies), copy.deepcopy(forward.cache)
+        fresh: dict = {}
+        for i, watched in enumerate(forward.watched):
+            self._evict(cache, watched, [None if one is None else one.layers[i] for one in rough], fresh)
+        seen = look_ahead(self.pruner, self.head, forward, cache, output, forward.policy.lookahead)
+        return [prompt and replace(prompt, ahead=[layer[b] for layer in seen]) for b, prompt in enumerate(prompts)]
 
     @staticmethod
     def _rows(slots: CachedSlots, one: Eviction | None) -> Tensor:
         return (slots.rows if one is None else slots.rows[one.keep.to(slots.rows.device)]).cpu()
 
-    def _evict(self, forward: Forward, watched: Watched, answers: Sequence[Eviction | None]) -> None:
-        layer = forward.cache.layers[watched.index]
+    def _evict(self, cache: Cache, watched: Watched, answers: Sequence[Eviction | None], fresh: dict) -> None:
+        layer = cache.layers[watched.index]
         whole = all(one is None or _is_whole(one, n) for one, n in zip(answers, map(len, watched.slots), strict=True))
         if whole:
             return
-        layer = prune_layer(forward.cache, watched.index, layer.keys[:, 0], None, forward.fresh)
+        layer = prune_layer(cache, watched.index, layer.keys[:, 0], None, fresh)
         self.pruner.sticky = self.pruner.sticky or isinstance(layer, PrunedStaticLayer)
         total, heads = layer.held()[0].shape[1], layer.keys.shape[1]
         rows = []

@@ -53,7 +53,7 @@ class Pruner:
         self.report = Report(model, family, plan)
         self.arguments = LayerArguments(self.decoder, family, ragged, plan.linear)
         self.sight = Sight(self)
-        self.evictor = Evictor(self)
+        self.evictor = Evictor(self, model)
         self.handles: list = []
         self.layer_handles: list = []
         # forwards under way that need the layers' hooks; and whether they must stay: layers of several kinds get
@@ -267,11 +267,14 @@ class Pruner:
         if forward is None or forward.owner is not self:
             return
         CURRENT.set(forward.outer)
-        if forward.engaged:
-            with _LOCK:
-                self.busy -= 1
+        try:
+            if forward.record is not None and output is not None:
+                forward.record.cached = self.evictor.finish(forward, output)
+        finally:
+            if forward.engaged:
+                with _LOCK:
+                    self.busy -= 1
         if forward.record is not None and output is not None:
-            forward.record.cached = self.evictor.finish(forward)
             self.report.finish(forward, getattr(output, "past_key_values", None))
 
     # ---- the layers

@@ -18,6 +18,7 @@ KEEP_RATIO_IS = {
     "final": "after the last site",
     "layers": "mean of the layers",
     "published": "the publication's budget",
+    "cache": "visual keys and values in the cache, of the whole prompt's",
     "flops": "as many FLOPs as with this fraction in all layers",
 }
 """What a policy's keep_ratio is the fraction of tokens of, or counts instead."""
@@ -45,6 +46,10 @@ class Policy(Protocol):
     many tokens it will leave at any keep_ratio, asked at its first site; ``refits`` (default False), whether it is
     asked anew, and given another keep_ratio, at every site; ``allot(tokens) -> ([Share, ...], note)``, how many tokens
     each frame or view may keep, with which it is a budget for other policies.
+
+    A policy of the cache has ``evict(prompt: CachedPrompt) -> Evictions`` instead of ``select``, or beside it, and
+    needs no sites; ``watch(layer: CachedLayer)``, if it has that, is called for every sample right after the attention
+    of every layer, and what it answers is in ``prompt.notes``. See ``vtprune.cached``.
     """
 
     needs: frozenset[str]

@@ -1,0 +1,71 @@
+"""PrefixKV: layers keep as many keys and values as it takes to hold the same share of their attention.
+
+Wang et al., "PrefixKV: Adaptive Prefix KV Cache is What Vision Instruction-Following Models Need for Efficient
+Generation", NeurIPS 2025, arXiv:2412.03409, section 3. Differs from the publication: visual tokens alone compete,
+their positions go on where the prompt ends, and nothing is evicted while tokens are decoded.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from os import PathLike
+
+from torch import Tensor
+
+from vtprune.cache_profile import CacheProfile
+from vtprune.cache_scores.prefix import PUBLISHED_TOLERANCE, counts_of, prefix_drops
+from vtprune.cached import CachedLayer, CachedPrompt
+from vtprune.policies.base import check_choices, register
+from vtprune.policies.cache_base import CachePolicy
+from vtprune.policies.checks import check_index
+from vtprune.tokens import ModelFacts
+
+
+@register("prefixkv")
+@dataclass
+class PrefixKV(CachePolicy):
+    """Scores tokens by the attention of all queries of the prompt, and finds one threshold for all layers.
+
+    queries: None: all queries of the prompt vote, as published; a number: the last so many, and as many of the others,
+             drawn by the prompt, which is all that long prompts can afford.
+    search:  "exact": the layers drop together what was asked for. "published": the publication's bisection, which ends
+             a few tokens off and rounds down.
+    profile: instead of a search for every prompt, what each layer dropped on average in others: a file that
+             ``vtprune cache-profile`` made, or a ``vtprune.CacheProfile``. It has a keep_ratio of its own.
+    """
+
+    queries: int | None = None
+    search: str = "exact"
+    profile: str | PathLike | CacheProfile | None = None
+
+    def __post_init__(self):
+        if self.profile is not None:
+            if self.keep_ratio is not None or self.n_keep is not None:
+                raise ValueError("a profile says how much each layer keeps; give it, or keep_ratio or n_keep, not both")
+            self.profile = self.profile if isinstance(self.profile, CacheProfile) else CacheProfile.load(self.profile)
+            self.keep_ratio = self.profile.keep_ratio
+        super().__post_init__()
+        check_choices(self, {"search": ("exact", "published")})
+        check_index("queries", self.queries, optional=True)
+
+    def fitted(self, facts: ModelFacts) -> PrefixKV:
+        """Itself, after making sure that a profile is of this model."""
+        if self.profile is not None:
+            self.profile.check(facts)
+        return self
+
+    def score(self, layer: CachedLayer) -> Tensor:
+        """(N,) the attention that every visual token got, mean over heads, summed over queries."""
+        return layer.received("all", self.queries, self.queries or 0)[0, layer.slots]
+
+    def counts(self, prompt: CachedPrompt) -> Sequence[int]:
+        sizes = [len(layer) for layer in prompt.layers]
+        if self.profile is not None:
+            dropped = counts_of([self.profile.dropped[layer.index] for layer in prompt.layers], sizes)
+        elif min(sizes) == 0:
+            return super().counts(prompt)
+        else:
+            tolerance = 0 if self.search == "exact" else PUBLISHED_TOLERANCE
+            dropped = prefix_drops(prompt.notes, self.total(prompt) / sum(sizes), tolerance=tolerance).counts
+        return [max(1, n - drop) for n, drop in zip(sizes, dropped, strict=True)]

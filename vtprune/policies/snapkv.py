@@ -1,0 +1,49 @@
+"""SnapKV: what the end of the prompt looks at is kept, key head by key head.
+
+Li et al., "SnapKV: LLM Knows What You are Looking for Before Generation", NeurIPS 2024, arXiv:2404.14469, section 4.
+Differs from the publication: visual tokens alone compete, and where text follows the last of them, the window does not
+reach beyond it, so that the question asks and not the picture.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch.nn.functional as F
+from torch import Tensor
+
+from vtprune.cached import HEADS, CachedLayer
+from vtprune.policies.base import check_choices, register
+from vtprune.policies.cache_base import CachePolicy
+from vtprune.policies.checks import check_index
+
+
+@register("snapkv")
+@dataclass
+class SnapKV(CachePolicy):
+    """Scores tokens by the mean attention of the prompt's last queries, smoothed over neighbours.
+
+    window: how many of the last queries vote, at most.
+    pool:   how many neighbours a score is the mean of, odd; 1 for none.
+    heads:  "kv": every key head keeps its own tokens, as published; "all": one set for a layer.
+    """
+
+    window: int = 64
+    pool: int = 5
+    heads: str = "kv"
+
+    def __post_init__(self):
+        super().__post_init__()
+        check_index("window", self.window)
+        check_choices(self, {"heads": HEADS})
+        if isinstance(self.pool, bool) or not isinstance(self.pool, int) or self.pool < 1 or self.pool % 2 == 0:
+            raise ValueError(f"pool is an odd number of neighbours, 1 or more; got {self.pool!r}")
+
+    def score(self, layer: CachedLayer) -> Tensor:
+        n = layer.keys.shape[1]
+        behind = n - 1 - int(layer.slots[-1])
+        window = min(self.window, behind) if behind else min(self.window, n)
+        mean = layer.received(self.heads, window) / window
+        pooled = F.avg_pool1d(mean[:, : n - window] if behind else mean, self.pool, stride=1, padding=self.pool // 2)
+        score = pooled[:, layer.slots]
+        return score[0] if self.heads == "all" else score

@@ -1,0 +1,55 @@
+"""VATP: attention times the size of the value it meets decides what the cache keeps.
+
+Guo et al., "Attention Score is not All You Need for Token Importance Indicator in KV Cache Reduction: Value Also
+Matters", EMNLP 2024, arXiv:2406.12335, section 4. Differs from the publication: visual tokens alone compete, once, when
+the prompt has been read; a key head of several query heads takes the mean of their attention.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import get_args
+
+from torch import Tensor
+
+from vtprune.cache_scores.value_weight import Weighing, weigh
+from vtprune.cached import HEADS, CachedLayer
+from vtprune.policies.base import check_choices, register
+from vtprune.policies.cache_base import CachePolicy
+from vtprune.policies.checks import check_index
+
+
+@register("vatp")
+@dataclass
+class VATP(CachePolicy):
+    """Scores tokens by the attention they got from the prompt's queries, weighed by their values.
+
+    value_weighting: "l1_v", as published; "none" is the accumulated attention of H2O; or "l2_v", "l1_WoV" (the value
+                     after the output projection), "caote" and "caote_fast", see the policy "caote".
+    queries: None: all queries of the prompt; a number: the last so many alone (Scissorhands has 400).
+    sinks:   how many first tokens of the prompt stay whatever they score: they draw attention and have small values.
+    heads:   "kv": every key head keeps its own tokens, as published; "all": one set for a layer.
+    """
+
+    value_weighting: str = "l1_v"
+    queries: int | None = None
+    sinks: int = 20
+    heads: str = "kv"
+
+    def __post_init__(self):
+        super().__post_init__()
+        check_index("queries", self.queries, optional=True)
+        check_choices(self, {"heads": HEADS, "value_weighting": get_args(Weighing)})
+        if isinstance(self.sinks, bool) or not isinstance(self.sinks, int) or self.sinks < 0:
+            raise ValueError(f"sinks is a number of first tokens, 0 or more; got {self.sinks!r}")
+
+    def score(self, layer: CachedLayer) -> Tensor:
+        attention, values = layer.received("kv", self.queries), layer.values
+        # what latent attention stores is for all heads, whose values are apart
+        attention = attention.expand(len(values), -1)
+        weight = layer.output_weight if self.value_weighting == "l1_WoV" else None
+        score = weigh(attention, values, self.value_weighting, w_o=weight)
+        if self.sinks:
+            score[:, : self.sinks] = float("inf")
+        score = score[:, layer.slots]
+        return score.mean(0) if self.heads == "all" or layer.shared else score
