@@ -50,11 +50,12 @@ def test_greedy_equals_hidden_columns_with_eager_attention(family):
         assert_same(got, answer(model, inputs), 1e-4)
 
 
+@pytest.mark.parametrize("sites", [(vtprune.BEFORE_LLM, 2), (2,), (vtprune.inside(1),)])
 @pytest.mark.parametrize("family", mostly_slow(FAMILIES, ("qwen2_5_vl", "llava")))
-def test_eviction_after_pruning(family):
+def test_eviction_after_pruning(family, sites):
     """Oracle: columns hidden from the site on that pruned them, and those evicted from the first decoded token on."""
     model, inputs, tolerance = model_of(family), tiny.batch(family, "ragged"), tiny.tolerance(family)
-    with vtprune.pruned(model, PruneAndEvict()) as report:
+    with vtprune.pruned(model, PruneAndEvict(sites=sites)) as report:
         got = answer(model, inputs)
         kept, hidden = visible(model), stays(model)
         assert report.kv_bytes == report.kv_bytes_padded[0] < report.last.cached.bytes_before

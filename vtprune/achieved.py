@@ -19,6 +19,8 @@ class Achieved:
     counts: what that is the fraction of, in words; "" where ``asked`` is None.
     final:  visual tokens after the last site.
     layers: visual tokens that enter a decoder layer, mean over the layers.
+    cache:  visual keys and values that the cache holds after the prefill, mean over the layers that can be evicted
+            from; None for a policy that does not evict.
     flops:  FLOPs of the decoder's layers in the prefill, attention over the pairs that a causal mask allows; None for
             a decoder whose FLOPs are not known.
     """
@@ -28,6 +30,7 @@ class Achieved:
     final: float
     layers: float
     flops: float | None
+    cache: float | None = None
 
 
 def asked_of(policy: Any) -> tuple[float | None, str]:
@@ -44,6 +47,8 @@ def in_words(found: Sequence[Achieved]) -> str:
         f"{_percent([one.final for one in found])} of visual tokens after the last site",
         f"{_percent([one.layers for one in found])} as the mean of the layers",
     ]
+    if all(one.cache is not None for one in found):
+        parts.append(f"{_percent([one.cache for one in found])} of visual keys and values")
     if all(one.flops is not None for one in found):
         parts.append(f"{_percent([one.flops for one in found])} of the decoder's FLOPs")
     asked, counts = found[0].asked, found[0].counts

@@ -12,6 +12,7 @@ from vtprune import flops
 from vtprune.allotted import Allotted
 from vtprune.blocks.forecast import at_ratio
 from vtprune.blocks.stages import pool_sizes
+from vtprune.cached import evicts
 from vtprune.policies.base import Policy, ScorePolicy, check_ratio
 from vtprune.served import Served
 from vtprune.then import Then
@@ -230,6 +231,11 @@ def _check_flops(keep_flops: Any) -> None:
 
 def _check_stage(stage: Policy) -> None:
     """Raises ValueError for a policy without a keep_ratio, or one that does not tell what it will leave."""
+    if evicts(stage):
+        raise ValueError(
+            f"{_name(stage)} evicts from the cache when the prompt has been read, which saves none of its FLOPs: wrap "
+            "with keep_ratio alone, which for this policy is of keys and values"
+        )
     several = len(tuple(stage.sites)) > 1 and getattr(type(stage), "forecast", None) is ScorePolicy.forecast
     if not hasattr(stage, "keep_ratio") or not hasattr(stage, "forecast") or several:
         missing = "keep_ratio" if not hasattr(stage, "keep_ratio") else "forecast(tokens) of what each site leaves"

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 
 from vtprune.allotted import units
 from vtprune.at_flops import AtFlops
+from vtprune.cached import evicts
 from vtprune.policies.base import POLICIES, Policy, check_ratio
 from vtprune.then import ARROW, Then, split_evenly
 
@@ -57,6 +58,8 @@ def _in_a_row(text: str, options: dict) -> Policy:
     """Stages that share a keep_ratio, or have one each; a budget and the policy that it is for have the same."""
     _check_stage_options(options)
     made = [_registered(name.strip(), {}) for name in text.split(ARROW)]
+    if evicts(made[-1]):
+        return _and_evicted(text, options)
     groups, split = units(made), options.get("split", "flops")
     what = ", ".join(type(group[0]).__name__ for group in groups)
     if isinstance(split, str):
@@ -72,6 +75,28 @@ def _in_a_row(text: str, options: dict) -> Policy:
     shares = [share for group, share in zip(groups, split, strict=True) for _ in group]
     names = (name.strip() for name in text.split(ARROW))
     return Then(*(_registered(name, {"keep_ratio": share}) for name, share in zip(names, shares, strict=True)))
+
+
+def _and_evicted(text: str, options: dict) -> Policy:
+    """Stages of which the last evicts from the cache, to keep_ratio of the prompt; the others go half of that way."""
+    *names, last = (name.strip() for name in text.split(ARROW))
+    split = options.get("split", "even")
+    if isinstance(split, str):
+        if split != "even":
+            raise ValueError(
+                f"{last} evicts from the cache, which saves no FLOPs of the prompt, so split is 'even' or two ratios, "
+                f"of what {f' {ARROW} '.join(names)} keeps and of what is kept in all; got {split!r}"
+            )
+        keep_ratio = options.get("keep_ratio", 0.5)
+        check_ratio(keep_ratio)
+        split = (split_evenly(keep_ratio, 2), keep_ratio)
+    elif "keep_ratio" in options or not isinstance(split, Sequence) or len(split) != 2:
+        raise ValueError(
+            f"split is two ratios here, of what {f' {ARROW} '.join(names)} keeps and of what is kept in all, instead "
+            f"of keep_ratio; got {options}"
+        )
+    pruning = named_policy(f" {ARROW} ".join(names), {"keep_ratio": split[0]})
+    return Then(pruning, _registered(last, {"keep_ratio": split[1]}))
 
 
 def _unsplit(text: str, options: dict) -> Policy:

@@ -41,7 +41,8 @@ class Plan:
         self.served = Served.of(policy.sites, self.depth, _halves(decoder, policy.sites))
         self.before, self.inside = self.served.before, self.served.inside
         self.moved = {site: _moved(decoder, layer) for site, layer in self.served.moved.items()}
-        self.first = min([*self.before, *self.inside], default=0)
+        # what is evicted, is in every layer
+        self.first = 0 if evicts(policy) else min([*self.before, *self.inside], default=0)
         self._check_shared(decoder, family)
         self.line = compat.has_line_positions(decoder)
         self.notes = [*getattr(policy, "notes", ()), *served_elsewhere(policy, self.linear)]

@@ -63,6 +63,17 @@ class CacheRecord:
         """[layer][sample] visual tokens that stayed, in each key head."""
         return [[kept.shape[-1] for kept in layer] for layer in self.kept]
 
+    def share(self, sample: int, visual: int) -> float:
+        """The fraction that stayed of ``visual`` tokens, mean over the layers; 1.0 where there were none."""
+        return sum(layer[sample] for layer in self.after) / (visual * len(self.layers)) if visual else 1.0
+
+    def __str__(self) -> str:
+        def mean(counts: list[list[int]]) -> str:
+            return ", ".join(f"{sum(layers) / len(layers):.4g}" for layers in zip(*counts))
+
+        counts = f"{mean(self.before)} -> {mean(self.after)} visual tokens, mean of {len(self.layers)} layers"
+        return f"cache: {counts}, {self.milliseconds:.1f} ms"
+
     @property
     def milliseconds(self) -> float:
         """Spent on looking and evicting, all layers and samples together."""

@@ -124,6 +124,7 @@ class Report:
             final=after / before if before else 1.0,
             layers=sum(entering) / len(entering) / before if before else 1.0,
             flops=spent and spent[0] / spent[1],
+            cache=self.last.cached and self.last.cached.share(sample, before),
         )
 
     def layer_flops(self, sample: int = 0) -> tuple[int, int] | None:
@@ -161,6 +162,11 @@ class Report:
         """Bytes of keys and values by config and token counts, padding aside."""
         config, last = self._text_config, self.last
         return sum(flops.kv_bytes(config, lengths, last.dtype_size) for lengths in last.held()) if last else 0
+
+    @property
+    def decode_bytes(self) -> tuple[int, int]:
+        """Bytes of keys and values that a token decoded right after the last prefill reads: (now, unpruned)."""
+        return self.kv_bytes_predicted, self.kv_bytes_unpruned
 
     @property
     def kv_bytes_unpruned(self) -> int:
@@ -279,8 +285,9 @@ class Report:
 
     @property
     def milliseconds(self) -> float:
-        """Time spent on signals and selecting in the last prefill, all sites."""
-        return sum(record.milliseconds for record in self.sites)
+        """Time spent on signals and selecting in the last prefill, all sites, and on evicting from the cache."""
+        cached = self.last.cached.milliseconds if self.last and self.last.cached else 0.0
+        return sum(record.milliseconds for record in self.sites) + cached
 
     @property
     def vision_milliseconds(self) -> float:
@@ -295,6 +302,8 @@ class Report:
         for record in self.sites:
             counts = ", ".join(f"{n} -> {k}" for n, k in zip(record.before, record.after, strict=True))
             lines.append(f"  {site_name(record.site)}: {counts} visual tokens, {record.milliseconds:.1f} ms")
+        if self.last.cached:
+            lines.append(f"  {self.last.cached}")
         lines.append(f"  {in_words([self.achieved(b) for b in range(len(self.tokens))])}")
         lines += [f"  {note}" for note in self.notes]
         return "\n".join([*lines, *self._costs()])
@@ -309,7 +318,13 @@ class Report:
         except NotImplementedError as unknown:
             return [*measured, *stated, f"  {unknown}"]
         measured = [f"{line}, {bytes_whole:,} unpruned" for line in measured]
-        return [*measured, *stated, f"  prefill FLOPs of decoder, head and selector (causal): {now:.3g} of {whole:.3g}"]
+        read, all_read = self.decode_bytes
+        return [
+            *measured,
+            *stated,
+            f"  prefill FLOPs of decoder, head and selector (causal): {now:.3g} of {whole:.3g}",
+            f"  keys and values that a decoded token reads: {read:,} of {all_read:,} bytes",
+        ]
 
 
 def _read(need, record: SiteRecord) -> bool:

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from vtprune.allotted import Allotted, units
+from vtprune.cached import evicts
 from vtprune.policies.base import Policy, check_ratio
 from vtprune.tokens import ModelFacts, Selection, VisualTokens, site_name
 
@@ -17,7 +18,8 @@ ARROW = ">>"
 class Then:
     """Stages in the order in which they act; each sees what those before it left, as it is after merging.
 
-    stages: policies. Each keeps its own share of what it sees: the shares multiply.
+    stages: policies. Each keeps its own share of what it sees: the shares multiply. One that evicts from the cache
+            comes last, and its keep_ratio is of the whole prompt's keys and values: what all stages keep together.
 
     The sites of a stage lie behind those of the stage before it. At one site a budget for frames or views may come
     before a policy that chooses (QuoTA, then DivPrune): the two become one stage, ``Allotted``. Positions are
@@ -33,17 +35,25 @@ class Then:
         named = [stage for stage in stages if isinstance(stage, (str, type))]
         if named:
             raise ValueError(f"Then takes policy objects; got {named[0]!r}. By name it is 'visionzip >> transprune'")
+        early = [stage for stage in stages[:-1] if evicts(stage)]
+        if early:
+            raise ValueError(
+                f"{_name(early[0])} evicts from the cache, which is done when the prompt has been read: put it last, "
+                "and only one such policy"
+            )
         self.stages = tuple(_without_newlines(stages))
 
     def fitted(self, facts: ModelFacts) -> Policy:
         """Every stage fitted to the model; a budget and what it is for are one, by itself if nothing else is left."""
         stages = [stage.fitted(facts) if hasattr(stage, "fitted") else stage for stage in self.stages]
-        stages = [unit[0] if len(unit) == 1 else Allotted(*unit) for unit in units(stages)]
+        last = stages[-1:] if evicts(stages[-1]) and not stages[-1].sites else []
+        pruning = stages[: len(stages) - len(last)]
+        stages = [*(unit[0] if len(unit) == 1 else Allotted(*unit) for unit in units(pruning)), *last]
         if len(stages) == 1:
             return stages[0]
         made = Then(*stages)
         for before, after in zip(stages, stages[1:]):
-            if max(before.sites) >= min(after.sites):
+            if after.sites and max(before.sites) >= min(after.sites):
                 raise ValueError(
                     f"{_name(after)} acts {site_name(min(after.sites))}, and {_name(before)}, which comes first, acts "
                     f"{site_name(max(before.sites))}; a stage begins behind the one before it. Change their layers or "
@@ -66,7 +76,24 @@ class Then:
 
     @property
     def newlines(self) -> bool:
-        return all(getattr(stage, "newlines", False) for stage in self.stages)
+        return all(getattr(stage, "newlines", False) for stage in self.stages if stage.sites)
+
+    @property
+    def watch(self) -> Callable | None:
+        """That of the last stage, as the next three; None where it has none."""
+        return getattr(self.stages[-1], "watch", None)
+
+    @property
+    def evict(self) -> Callable | None:
+        return getattr(self.stages[-1], "evict", None)
+
+    @property
+    def lookahead(self) -> int | None:
+        return getattr(self.stages[-1], "lookahead", None)
+
+    @property
+    def glance(self) -> Callable | None:
+        return getattr(self.stages[-1], "glance", None)
 
     @property
     def proportional(self) -> bool:
@@ -99,8 +126,8 @@ def _name(policy: Policy) -> str:
 
 
 def _without_newlines(stages: Sequence[Policy]) -> list[Policy]:
-    """The stages, none of which is offered newlines unless all are."""
-    if all(getattr(stage, "newlines", False) for stage in stages):
+    """The stages, none of which is offered newlines unless all that prune the prompt are."""
+    if all(getattr(stage, "newlines", False) for stage in stages if stage.sites):
         return list(stages)
     found = []
     for stage in stages:
