@@ -40,6 +40,13 @@ def test_it_is_the_change_of_the_output(factor):
         torch.testing.assert_close(found, removed(row, values), rtol=1e-5, atol=1e-6)
 
 
+def test_values_that_are_alike_are_told_apart():
+    """Oracle: removing, in float64; squares of such values have no digits left for their differences."""
+    values = 100 + 0.01 * torch.randn(30, 8, generator=torch.Generator().manual_seed(1))
+    row = random_attention(30)
+    torch.testing.assert_close(output_change(row[None], values)[0].double(), removed(row, values), rtol=0.05, atol=1e-5)
+
+
 @pytest.mark.parametrize("rest", [1e-3, 1e-6, 1e-9, 1e-30])
 def test_an_entry_that_has_nearly_everything_matters_most(rest):
     """Oracle: removing it, in float64; 1 - a has no digits left in float32."""

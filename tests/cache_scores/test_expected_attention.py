@@ -21,7 +21,7 @@ def test_released_scores_are_met(golden, name, full):
     rotation = mean_rotation(stored["inv_freq"], 48, 16)
     keys, values = stored["keys"][0], stored["values"][0] if full else None
     score = expected_attention(queries, keys, values, rotation, covariance=full)
-    torch.testing.assert_close(score, stored[f"results/{name}/score"][0], rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(score, stored[f"results/{name}/score"][0], rtol=1e-5, atol=1e-7)
     kept = keys[0, keep_best(score[0], stored[f"results/{name}/n_kept"])]
     expected = stored[f"results/{name}/kept_keys_head0"]
     assert torch.equal(kept[kept[:, 0].argsort()], expected[expected[:, 0].argsort()])
@@ -62,7 +62,7 @@ def test_pairs_are_turned_as_complex_numbers(interleaved):
 
 
 def test_later_queries_drawn_at_random_agree():
-    """Oracle: a million queries from the Gaussian, in float64: the mean of exp(scale q k) of each, within its error."""
+    """Oracle: 2^18 queries from the Gaussian, in float64: means of exp(scale q k), within their error."""
     generator = torch.Generator().manual_seed(3)
     d, n, m = 8, 9, 400
     queries = torch.randn(2, m, d, generator=generator, dtype=torch.float64) @ torch.randn(
@@ -76,10 +76,10 @@ def test_later_queries_drawn_at_random_agree():
     share, error = torch.zeros(n, dtype=torch.float64), torch.zeros(n, dtype=torch.float64)
     for head in queries:
         spread = torch.linalg.cholesky(torch.cov(head.T, correction=0))
-        drawn = torch.randn(1 << 20, d, generator=generator, dtype=torch.float64) @ spread.T + head.mean(0)
+        drawn = torch.randn(1 << 18, d, generator=generator, dtype=torch.float64) @ spread.T + head.mean(0)
         paid = (0.3 * (drawn @ rotation.double().T) @ keys[0].T).exp()
         mean = paid.mean(0)
-        relative = paid.std(0) / mean / (1 << 10)
+        relative = paid.std(0) / mean / (1 << 9)
         share += mean / mean.sum() / 2
         # a share moves by its own error and by that of the sum, at most the largest
         error += mean / mean.sum() / 2 * (relative + relative.max())

@@ -26,7 +26,7 @@ def test_all_compete_where_nothing_is_said():
 
 def test_first_and_last_entries_do_not_compete():
     assert between(5, 1, 2).tolist() == [False, True, True, False, False]
-    assert not between(3, 2, 2).any() and between(3, 0, 0).all()
+    assert not between(3, 2, 2).any() and not between(3, 0, 4).any() and between(3, 0, 0).all()
 
 
 @pytest.mark.parametrize("count", [-1, 3])

@@ -37,6 +37,10 @@ def sights(batch=2, rows=9, n=31):
     yield causal(place, index, window=7), below & (index > place[:, None] - 7)
     yield causal(torch.stack([place, place.index_fill(0, torch.tensor(2), -1)]), index), blind
     yield causal(torch.arange(rows) * 3 + 10, gaps), (gaps <= torch.arange(rows)[:, None] * 3 + 10).expand_as(full)
+    # some see nothing but padding
+    early = index <= torch.arange(rows)[:, None]
+    yield causal(torch.arange(rows), index, valid=valid), early & valid[:, None]
+    yield Visible(allowed=early.expand_as(full).contiguous(), valid=valid), early & valid[:, None]
     # queries of an answer, after the prompt
     yield causal(torch.arange(n, n + rows), index), full
     yield Visible(allowed=some, valid=valid), some & valid[:, None]

@@ -1,8 +1,8 @@
 """Attention of a few queries, or all of a prompt, to the entries of a cache: as rows, in blocks, or summed up."""
 
-from collections.abc import Iterator
-from dataclasses import dataclass, replace
-from typing import Literal
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
@@ -31,7 +31,7 @@ def causal(rows: Tensor, keys: Tensor, *, window: int | None = None, valid: Tens
 def of_batch(visible: Visible, batch: int) -> Visible:
     """The same for each of ``batch`` samples, where it was said for one."""
     parts = {name: t for name, t in vars(visible).items() if t is not None}
-    return replace(visible, **{name: t.expand(batch, *t.shape[1:]) if len(t) == 1 else t for name, t in parts.items()})
+    return Visible(**{name: t.expand(batch, *t.shape[1:]) if len(t) == 1 else t for name, t in parts.items()})
 
 
 @dataclass(frozen=True)
@@ -104,19 +104,29 @@ def received(
         raise ValueError(f"over is 'sum', 'queries' or 'seeing', see the docstring; got {over!r}")
     visible = of_batch(visible, len(k))
     check_attention("received", q, k, visible, softcap)
-    (batch, groups, n, _), n_rows = k.shape, q.shape[2]
-    mean, each = "seeing" if over == "seeing" else "queries", visible
-    if heads == "group":
-        # groups become samples: what is summed over heads is summed over those of a sample
-        q, k = q.unflatten(1, (groups, -1)).flatten(0, 1), k.flatten(0, 1)[:, None]
-        parts = {name: t for name, t in vars(visible).items() if t is not None}
-        each = replace(visible, **{name: t.repeat_interleave(groups, 0) for name, t in parts.items()})
-    out = attention_columns(q, k, scale=scale, visible=each, over=mean, softcap=softcap)
-    out = out.unflatten(0, (batch, groups)) if heads == "group" else out
+    (batch, _, n, _), n_rows, mean = k.shape, q.shape[2], "seeing" if over == "seeing" else "queries"
+    options = {"scale": scale, "over": mean, "softcap": softcap}
+    if heads == "all":
+        out = attention_columns(q, k, visible=visible, **options)
+    else:
+        out = _by_group(q, k, visible, options)
     if over == "sum":
         count = seeing(visible, batch, n_rows, n, out.device).sum(1)
-        out = out * (count[:, None, None] if heads == "group" else count[:, None])
+        out = out * count.view(batch, *[1] * (out.dim() - 1))
     return out
+
+
+def _by_group(q: Tensor, k: Tensor, visible: Visible, options: Mapping[str, Any]) -> Tensor:
+    batch, groups = k.shape[:2]
+    grouped = q.unflatten(1, (groups, -1))
+    if visible.allowed is not None:
+        # a mask of all queries and keys is not repeated
+        each = (attention_columns(grouped[:, g], k[:, g, None], visible=visible, **options) for g in range(groups))
+        return torch.stack(list(each), 1)
+    # groups become samples: what is summed over heads is summed over those of a sample
+    parts = {name: t.repeat_interleave(groups, 0) for name, t in vars(visible).items() if t is not None}
+    out = attention_columns(grouped.flatten(0, 1), k.flatten(0, 1)[:, None], visible=Visible(**parts), **options)
+    return out.unflatten(0, (batch, groups))
 
 
 def seeing(visible: Visible, batch: int, rows: int, keys: int, device: torch.device) -> Tensor:

@@ -50,7 +50,8 @@ def weigh(attention: Tensor, values: Tensor, how: Weighing = "none", *, w_o: Ten
 
 @torch.no_grad()
 def value_norm(values: Tensor, how: Literal["l1_v", "l2_v", "l1_WoV"] = "l1_v", *, w_o: Tensor | None = None) -> Tensor:
-    """(..., H_kv, N) float32 sizes of values (..., H_kv, N, d): as of ``weigh``. w_o: (D, H * d) for "l1_WoV"."""
+    """(..., H_kv, N) float32 sizes of values (..., H_kv, N, d): as of ``weigh``. w_o: (D, H * d) for "l1_WoV", which
+    takes as many operations as the output projection itself."""
     if how in ("l1_v", "l2_v"):
         return values.float().norm(p=1 if how == "l1_v" else 2, dim=-1)
     if how != "l1_WoV":
