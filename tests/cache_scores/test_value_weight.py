@@ -55,6 +55,14 @@ def test_worked_example():
     assert torch.equal(weigh(attention, values), attention)
 
 
+def test_what_is_given_is_not_written_to():
+    """Oracle: the score itself, which one head has for all; first entries are then marked in what comes back."""
+    shared = torch.tensor([[0.7, 0.8, 0.5]])
+    score = weigh(shared.expand(4, -1), torch.ones(4, 3, 2), "none")
+    score[:, :1] = torch.inf
+    assert shared.tolist() == torch.tensor([[0.7, 0.8, 0.5]]).tolist() and bool(score[:, 0].isinf().all())
+
+
 def test_projected_values_are_those_of_the_model():
     """Oracle: the output projection itself, given one head's values and zeros elsewhere."""
     generator = torch.Generator().manual_seed(0)

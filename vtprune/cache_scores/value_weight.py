@@ -45,7 +45,8 @@ def weigh(attention: Tensor, values: Tensor, how: Weighing = "none", *, w_o: Ten
         change = torch.stack([output_change(a, v, fast=how == "caote_fast").mean(0) for a, v in heads])
         return change.view(*values.shape[:-1])
     attention = attention.mean(-2) if rows else attention
-    return attention if how == "none" else attention * value_norm(values, how, w_o=w_o)
+    # a tensor of its own, which callers may write to
+    return attention.clone() if how == "none" else attention * value_norm(values, how, w_o=w_o)
 
 
 @torch.no_grad()
