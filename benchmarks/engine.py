@@ -15,7 +15,6 @@ from pathlib import Path
 
 import torch
 
-import vtprune
 from benchmarks.engine_hooks import hook_rows
 from benchmarks.engine_memory import memory_rows, settings
 from benchmarks.engine_model import SHAPES, build
@@ -25,6 +24,7 @@ from benchmarks.engine_speed import LAYER, Bench, decode_rows, kv_rows, noise_ro
 from benchmarks.engine_table import tables, verdicts
 from benchmarks.engine_time import clock_of
 from benchmarks.measure import ROOT, conditions, paired
+from vtprune.policies.base import pruning_policies
 
 RESULTS = ROOT / "benchmarks" / "results"
 PARTS = ("speed", "ragged", "memory", "hooks", "select")
@@ -50,7 +50,7 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     add("--steps", type=int, default=12, help="decode steps of each configuration")
     add("--hook-rounds", type=int, default=30, help="rounds of five decode steps of the narrow model, for each case")
     add("--sizes", type=numbers(), default=sorted(GRIDS), help=f"visual tokens to select from, of {sorted(GRIDS)}")
-    add("--policies", type=lambda text: text.split(","), default=sorted(vtprune.POLICIES), help="to select with")
+    add("--policies", type=lambda text: text.split(","), default=pruning_policies(), help="to select with")
     add("--parts", type=lambda text: text.split(","), default=list(PARTS), help=f"of {','.join(PARTS)}")
     add("--out", type=Path, help="JSON file; by default benchmarks/results/engine-<device>.json")
     args = parser.parse_args(argv)

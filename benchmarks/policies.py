@@ -29,7 +29,7 @@ from benchmarks.policies_rows import Case, literal_row, settings, share_row
 from benchmarks.policies_scene import Scene
 from benchmarks.policies_shapes import QUICK, SHAPES, Product, Shape, prefill_row, rate_rows
 from benchmarks.policies_table import summary, tables
-from vtprune.policies.base import POLICIES
+from vtprune.policies.base import POLICIES, pruning_policies
 
 RESULTS = ROOT / "benchmarks" / "results"
 NAMES = ("random", "uniform", "fastv", "vtc_cls", "transprune", "idpruner", "framefusion", "quota")
@@ -165,7 +165,7 @@ class Run:
 
     def _everybody(self) -> Iterator[tuple[str, Shape]]:
         """Registered policies on the pictures or clips that they were published for, by size."""
-        names = [name for name in self.args.only or sorted(POLICIES) if name in POLICIES]
+        names = [name for name in self.args.only or pruning_policies() if name in POLICIES]
         known = {shape.model_type for shape in self.shapes}
         for kind, shape in alone.shapes(self.args.quick):
             yield from ((name, shape) for name in names if alone.kind_of(name) == kind and shape.model_type in known)

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import vtprune
+from vtprune.cached import evicts
 from vtprune.cli.docs import policy_card
 from vtprune.families.base import FAMILIES, Family
 from vtprune.policies.base import POLICIES
@@ -30,7 +31,8 @@ def policy_names() -> str:
     """The registered policies by where they act."""
     groups: dict[str, list[str]] = {}
     for name, cls in sorted(POLICIES.items()):
-        groups.setdefault(_where(cls().sites), []).append(f"`{name}`")
+        where = "in the cache, when the prompt has been read" if evicts(cls) else _where(cls().sites)
+        groups.setdefault(where, []).append(f"`{name}`")
     return "\n".join(_wrapped(f"* {where}: {', '.join(names)}", "  ") for where, names in groups.items())
 
 
@@ -138,7 +140,7 @@ def policies() -> str:
     rows = ["| policy | what it does | acts | looks at | source |", "|---|---|---|---|---|"]
     for name, cls in sorted(POLICIES.items()):
         card, policy = policy_card(name, cls), cls()
-        acts = ", ".join(places(policy.sites))
+        acts = ", ".join([*places(policy.sites), *(["in the cache"] if evicts(cls) else [])])
         needs = ", ".join(sorted({parse(need).name.replace("_", " ") for need in policy.needs})) or "-"
         cells = (f"`{name}`", card.title.rstrip("."), acts, needs, card.source.rstrip(".") or "control")
         rows.append(f"| {' | '.join(cells)} |")

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from benchmarks.measure import ROOT
 from vtprune.bench.choose_conditions import KNOW_NOTHING
 from vtprune.cli import main as vtprune
-from vtprune.policies.base import POLICIES
+from vtprune.policies.base import pruning_policies
 
 RESULTS = "benchmarks/results"
 KEEP_RATIOS = "0.5,0.25,0.1,0.05"
@@ -26,7 +26,7 @@ BATCHES = {"embedded-image": 64, "embedded-video": 32}
 
 def policies(model: str) -> list[str]:
     """All that are registered, and variants; the controls are there anyway."""
-    return [*sorted(set(POLICIES) - {*KNOW_NOTHING, "none"}), *VARIANTS[model]]
+    return [*sorted(set(pruning_policies()) - {*KNOW_NOTHING, "none"}), *VARIANTS[model]]
 
 
 def command(model: str, more: Sequence[str] = ()) -> list[str]:

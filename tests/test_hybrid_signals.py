@@ -15,7 +15,7 @@ from tests.probe import traces, visible
 from tests.shortened import Shortened
 from tests.test_newer_signals import Look
 from vtprune import BEFORE_LLM
-from vtprune.policies.base import POLICIES
+from vtprune.policies.base import pruning_policies
 from vtprune.signals import RowLayer, parse, row_layer
 
 LAYERS, ATTENDING = 6, (2, 4)  # of Qwen3.5 and LFM2 here; LFM3 attends in 1, 2 and 5
@@ -152,7 +152,7 @@ EARLY = {"framefusion", "sparsevlm", "transprune"}
 PAIRS = [
     pytest.param(family, name, marks=() if family == "qwen3_5" and name in USUAL else SLOW)
     for family in ("qwen3_5", "lfm2_vl", "lfm3_vl")
-    for name in sorted(POLICIES)
+    for name in pruning_policies()
 ]
 
 

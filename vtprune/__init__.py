@@ -9,8 +9,11 @@ from vtprune.api import is_wrapped, options, pruned, report, unwrap, wrap
 from vtprune.at_flops import AtFlops
 from vtprune.blocks.forecast import Forecast
 from vtprune.blocks.share import Share
+from vtprune.cache_profile import CacheProfile
+from vtprune.cached import CachedLayer, CachedPrompt, Eviction, Evictions
 from vtprune.clip_question import ClipQuestion
 from vtprune.policies.base import POLICIES, Policy, ScorePolicy, register
+from vtprune.policies.cache_base import CachePolicy
 from vtprune.seconds import frame_times
 from vtprune.then import Then
 from vtprune.tokens import BEFORE_LLM, ModelFacts, Segment, Selection, VisualTokens, inside
@@ -23,7 +26,13 @@ __all__ = [
     "Forecast",
     "Share",
     "BEFORE_LLM",
+    "CachedLayer",
+    "CachedPrompt",
+    "CachePolicy",
+    "CacheProfile",
     "ClipQuestion",
+    "Eviction",
+    "Evictions",
     "ModelFacts",
     "POLICIES",
     "Policy",

@@ -10,6 +10,9 @@ from torch import Tensor
 from vtprune.layout import Layout
 from vtprune.stopwatch import Stopwatch
 
+IN_CACHE = "in the cache"
+"""The place where policies of the cache act, in words, where those of others are sites."""
+
 
 @dataclass
 class SiteRecord:

@@ -58,6 +58,15 @@ def test_logits_must_differ_from_those_of_the_full_model():
     assert gate({q: row | {"change": 0.1} for q, row in same.items()}, full).passed
 
 
+def test_what_leaves_the_cache_leaves_the_first_token_as_it_is():
+    """Oracle: counts and bytes; with sites that prune as well, logits must differ as ever."""
+    full, pruned = by_question(FULL), by_question(PRUNED, kept={"in the cache": [864, 216]})
+    same = {q: row | {"first": full[q]["first"], "change": 0.0} for q, row in pruned.items()}
+    assert gate(same, full).passed and gate(same, full).logits == 0
+    assert not gate({q: row | {"after": 144} for q, row in same.items()}, full).passed
+    assert not gate({q: row | {"kv": [10496, 3584, 10496]} for q, row in same.items()}, full).passed
+
+
 def test_one_bad_cache_among_many_is_enough():
     pruned = by_question(PRUNED)
     pruned["q5"]["kv"] = [10496, 3584, 10496]

@@ -12,7 +12,7 @@ from benchmarks.policies_rows import make
 from benchmarks.policies_scene import Scene, State, Stop, record, signals
 from benchmarks.policies_shapes import QUICK, Product, prefill_flops
 from benchmarks.policies_table import SIZES, by_policy, summary, tables
-from vtprune.policies.base import POLICIES
+from vtprune.policies.base import POLICIES, pruning_policies
 from vtprune.signals import needed
 from vtprune.transition import Transitions
 from vtprune.unprojected import Unprojected
@@ -55,7 +55,7 @@ class Clock:
 def test_every_registered_policy_is_timed_where_it_has_something_to_do(rows):
     """A new policy fails here until its signals are made up and, if it leaves pictures whole, it is named in VIDEO."""
     assert [row for row in rows if "error" in row] == []
-    assert {row["policy"] for row in rows} == {*POLICIES}
+    assert {row["policy"] for row in rows} == {*pruning_policies()}
     assert {*alone.VIDEO} <= {*POLICIES} and {*alone.WHY} <= {*POLICIES}
     whole = {row["policy"] for row in rows if row["kept"][-1] == row["visual"]}
     assert whole == {"none"}
@@ -65,7 +65,7 @@ def test_every_registered_policy_is_timed_where_it_has_something_to_do(rows):
         assert row["visual"] in sizes
     assert {(row["policy"], row["visual"]) for row in rows} == {
         (name, shape.visual)
-        for name in POLICIES
+        for name in pruning_policies()
         for kind, shape in alone.shapes(quick=True)
         if kind == alone.kind_of(name)
     }
@@ -170,7 +170,7 @@ def described(signal):
 
 
 @pytest.mark.parametrize("model", QUICK)
-@pytest.mark.parametrize("name", sorted(POLICIES))
+@pytest.mark.parametrize("name", pruning_policies())
 def test_signals_that_are_given_look_like_those_of_a_layer(name, model, prompts, scenes):
     """Oracle: the library's own code for each signal, over layers of the same size; of some rows alone, too."""
     policy, prompt, scene = make(name, QUICK[model], {}), prompts[model], scenes[model]
@@ -185,7 +185,7 @@ def test_signals_that_are_given_look_like_those_of_a_layer(name, model, prompts,
             assert described(given) == described(real[need.text]), need.text
 
 
-@pytest.mark.parametrize("name", sorted(POLICIES))
+@pytest.mark.parametrize("name", pruning_policies())
 def test_every_policy_can_be_asked_with_the_signals_of_real_layers(name, scenes):
     """As ``--only`` asks it: one that is not in the table of shares by itself."""
     shape = QUICK["qwen2.5-vl" if name in alone.VIDEO else "llava-next"]

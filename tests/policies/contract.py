@@ -9,7 +9,7 @@ import torch
 
 import vtprune
 from tests import oracle, tiny
-from vtprune.policies.base import POLICIES
+from vtprune.policies.base import POLICIES, cache_policies
 
 # towers of the tiny models have three layers, decoders four; policies not named here are as without options
 OPTIONS = {
@@ -22,6 +22,8 @@ VIDEO = {"dycoke", "evs", "fastvid", "flashvid", "holitom", "llava_scissor", "pr
 """Policies that keep images whole, or nearly so."""
 
 NAMES = sorted(set(POLICIES) - {"none"})
+CACHE = cache_policies()
+PRUNING = [name for name in NAMES if name not in CACHE]
 
 
 @dataclass(frozen=True)
@@ -56,8 +58,14 @@ def outcome(family: str, kind: str, name: str, alone: bool = True) -> Outcome:
 
     def run(inputs):
         with vtprune.pruned(model, name, **options) as report:
-            found = oracle.text_logits(model, inputs)
-            reports.append((report.tokens, report.notes))
+            if name in CACHE:
+                # the prompt is read unpruned; what was evicted shows in what follows
+                found = list(torch.stack(tiny.greedy(model, inputs, 3).logits, 1))
+                record = report.last.cached
+                counts = zip(record.before[-1], record.after[-1], strict=True)
+            else:
+                found, counts = oracle.text_logits(model, inputs), report.tokens
+            reports.append((list(counts), report.notes))
         return found
 
     try:

@@ -14,7 +14,7 @@ import torch
 
 import vtprune.policies  # noqa: F401  registers them
 from tests.policies.fabricate import LAYOUTS, Sample, serve
-from vtprune.policies.base import POLICIES, Policy, ScorePolicy
+from vtprune.policies.base import POLICIES, Policy, ScorePolicy, pruning_policies
 from vtprune.tokens import BEFORE_LLM
 
 RATIOS = (0.05, 0.1, 0.25, 0.5, 0.77)
@@ -44,7 +44,7 @@ def counts_exactly(name: str) -> bool:
 
 
 def names(condition=lambda name: True):
-    return pytest.mark.parametrize("name", [name for name in sorted(POLICIES) if condition(name)])
+    return pytest.mark.parametrize("name", [name for name in pruning_policies() if condition(name)])
 
 
 every_policy = names()

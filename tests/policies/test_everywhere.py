@@ -9,7 +9,7 @@ import vtprune
 from tests import oracle, tiny
 from tests.fake_flash import flash, use_fake_flash  # noqa: F401  a fixture
 from tests.policies import contract
-from tests.policies.contract import NAMES, RATIOS, VIDEO
+from tests.policies.contract import PRUNING, RATIOS, VIDEO
 
 # towers of the tiny models have three layers, decoders four
 FIVE = {
@@ -19,11 +19,11 @@ FIVE = {
     "framefusion": {"keep_ratio": 0.6},
     "quota": {"keep_ratio": 0.5},
 }
-OPTIONS = {name: {"keep_ratio": RATIOS.get(name, 0.4), **contract.OPTIONS.get(name, {})} for name in NAMES} | FIVE
+OPTIONS = {name: {"keep_ratio": RATIOS.get(name, 0.4), **contract.OPTIONS.get(name, {})} for name in PRUNING} | FIVE
 BY_CONTENT = ("framefusion", "llava_scissor")
 """Their counts follow from what images show, one by one."""
 ALL = pytest.mark.slow(reason="the other policies; `make test-matrix` runs them")
-every_policy = pytest.mark.parametrize("name", [pytest.param(n, marks=() if n in FIVE else ALL) for n in NAMES])
+every_policy = pytest.mark.parametrize("name", [pytest.param(n, marks=() if n in FIVE else ALL) for n in PRUNING])
 
 
 @cache

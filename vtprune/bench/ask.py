@@ -20,6 +20,7 @@ from vtprune.cli.options import make_policy
 from vtprune.cli.prompt import prompt_text
 from vtprune.clock import now
 from vtprune.models import Loaded
+from vtprune.records import IN_CACHE
 from vtprune.report import Report
 from vtprune.seconds import frame_times
 from vtprune.tokens import site_name
@@ -53,6 +54,7 @@ class Said:
 
     raw:    the answer. new_tokens: how many. logits: (V,) float32 of the first of them, on the CPU.
     before, after, layers, kept: visual tokens offered, left after the last site, seen by a layer on average, by site.
+            Where some were evicted from the cache, what is left is the mean of its layers, and by site also their sums.
     flops:  of the decoder's layers in the prefill, attention over the allowed pairs; None where that is not known.
     sites, rows: where the policy acted, and the rows that it kept there.
     kv:     bytes of the BATCH's cache after the prefill, pads included: measured, predicted from the kept counts,
@@ -162,6 +164,9 @@ def counted(report: Report, size: int) -> list[dict[str, Any]]:
             continue
         kept = {site_name(record.site): [record.before[b], record.after[b]] for record in report.sites}
         rows = tuple(record.kept[b] for record in report.sites)
+        if report.last.cached:
+            held = [[layer[b] for layer in counts] for counts in (report.last.cached.before, report.last.cached.after)]
+            kept[IN_CACHE], after = [sum(counts) for counts in held], round(sum(held[1]) / len(held[1]))
         counts = {"before": before, "after": after, "layers": report.layer_mean(b), "kept": kept}
         spent = report.layer_flops(b)
         found.append({**notes, **counts, "flops": spent and spent[0], "sites": sites, "rows": rows, "kv": kv})

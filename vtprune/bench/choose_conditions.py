@@ -158,7 +158,7 @@ def _twins(one: Named, ratio: float, seed: int) -> Iterator[Condition]:
     """Random tokens with the counts of a policy, where those that are dropped before the LLM are no fair control."""
     policy = one.make(ratio)
     places = one.positions or getattr(policy, "positions", POSITIONS[0])
-    if one.name == "random" or (set(policy.sites) == {BEFORE_LLM} and places == POSITIONS[0]):
+    if one.name == "random" or not policy.sites or (set(policy.sites) == {BEFORE_LLM} and places == POSITIONS[0]):
         return
     [beside] = _drawn(one, "policy", ratio, seed)
     for each in range(seed, seed + TWINS):

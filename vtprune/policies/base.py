@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from vtprune.blocks.forecast import Forecast, one_cut
+from vtprune.cached import evicts
 from vtprune.tokens import BEFORE_LLM, Selection, VisualTokens
 
 POLICIES: dict[str, type] = {}
@@ -56,6 +57,16 @@ class Policy(Protocol):
     sites: tuple[float, ...]
 
     def select(self, tokens: VisualTokens) -> Selection: ...
+
+
+def pruning_policies() -> list[str]:
+    """Names of the registered policies that prune the prompt, sorted."""
+    return sorted(name for name, cls in POLICIES.items() if not evicts(cls))
+
+
+def cache_policies() -> list[str]:
+    """Names of the registered policies that evict from the cache when the prompt has been read, sorted."""
+    return sorted(name for name, cls in POLICIES.items() if evicts(cls))
 
 
 def register(name: str) -> Callable[[type], type]:

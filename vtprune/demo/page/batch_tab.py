@@ -11,7 +11,7 @@ from vtprune.demo.batch import CHUNK, FEWEST, MOST, WHOLE, Tally, check_count, s
 from vtprune.demo.engine import Engine
 from vtprune.demo.page import stopping, words
 from vtprune.draw.curve import curves, swatch
-from vtprune.policies.base import POLICIES
+from vtprune.policies.base import pruning_policies
 
 FIRST_POLICIES = ("fastv", "random")
 RATIOS = (0.05, 0.1, 0.25, 0.5, 0.75)
@@ -28,8 +28,8 @@ def batch_tab(engine: Engine) -> None:
     with gr.Row():
         with gr.Column(scale=1, min_width=300):
             words.html(words.note(ABOUT))
-            first = [name for name in FIRST_POLICIES if name in POLICIES]
-            policies = gr.Dropdown(sorted(POLICIES), value=first, multiselect=True, label="Policies")
+            first = [name for name in FIRST_POLICIES if name in pruning_policies()]
+            policies = gr.Dropdown(pruning_policies(), value=first, multiselect=True, label="Policies")
             ratios = gr.CheckboxGroup(list(RATIOS), value=[0.1, 0.25, 0.5], label="Keep ratios")
             n = gr.Slider(FEWEST, MOST, value=64, step=4, label="Questions", buttons=[])
             with gr.Row():

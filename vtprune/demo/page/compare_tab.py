@@ -17,7 +17,7 @@ from vtprune.demo.grid import Cell, compare, draw_grid, plain_cells
 from vtprune.demo.page import figures, stopping, words
 from vtprune.demo.page import picture_box as pictures_of
 from vtprune.demo.shown import Shown
-from vtprune.policies.base import POLICIES
+from vtprune.policies.base import pruning_policies
 
 FIRST_POLICIES = ("fastv", "idpruner", "pool", "random")
 RATIOS = (0.1, 0.25, 0.5, 0.75)
@@ -31,8 +31,8 @@ def compare_tab(engine: Engine) -> None:
     with gr.Row():
         with gr.Column(scale=1, min_width=300):
             picture = pictures_of.picture_box(preview=True)
-            first = [name for name in FIRST_POLICIES if name in POLICIES]
-            policies = gr.Dropdown(sorted(POLICIES), value=first, multiselect=True, label="Policies")
+            first = [name for name in FIRST_POLICIES if name in pruning_policies()]
+            policies = gr.Dropdown(pruning_policies(), value=first, multiselect=True, label="Policies")
             ratios = gr.CheckboxGroup(list(RATIOS), value=[0.1, 0.25], label="Keep ratios")
             with gr.Row():
                 go = gr.Button("Compare", variant="primary", scale=2, min_width=110)

@@ -17,7 +17,7 @@ from vtprune.demo.controls import (
     suggested,
 )
 from vtprune.demo.page.words import told
-from vtprune.policies.base import POLICIES
+from vtprune.policies.base import POLICIES, pruning_policies
 
 KINDS = ("choice", "switch", "number", "whole", "text")
 """The order of the slots; a policy's controls take the first ones of their kind."""
@@ -44,7 +44,7 @@ class PolicyBox:
 
 def policy_box(model: str, policy: str, ratio: float, buttons: Sequence[gr.Button]) -> PolicyBox:
     """The components, for a policy to begin with. buttons: that ask, put above the long list of options."""
-    choice = gr.Dropdown(sorted(POLICIES), value=policy, label="Policy", info="how visual tokens are chosen")
+    choice = gr.Dropdown(pruning_policies(), value=policy, label="Policy", info="how visual tokens are chosen")
     slider = gr.Slider(
         lowest_ratio(policy),
         1.0,
@@ -72,7 +72,7 @@ def policy_box(model: str, policy: str, ratio: float, buttons: Sequence[gr.Butto
 
 def _slots(policy: str) -> dict[str, list[Any]]:
     """As many components of each kind as the richest policy needs; those that this one does not need are hidden."""
-    most = {kind: max(sum(c.kind == kind for c in controls_of(name)) for name in POLICIES) for kind in KINDS}
+    most = {kind: max(sum(c.kind == kind for c in controls_of(name)) for name in pruning_policies()) for kind in KINDS}
     made: dict[str, list[Any]] = {}
     for kind in KINDS:
         mine = [control for control in controls_of(policy) if control.kind == kind]
