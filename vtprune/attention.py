@@ -25,12 +25,14 @@ class Call:
     key:     (B, H_kv, K, d) after norms and rotation, one for each group of query heads.
     scaling: the factor on query @ key.
     causal:  whether no query sees a later key, though no mask says so.
+    value:   (B, H_kv, K, d'); of no meaning where values were left out.
     """
 
     query: Tensor
     key: Tensor
     scaling: float
     causal: bool = False
+    value: Tensor | None = None
 
 
 class _Reached(Exception):
@@ -52,7 +54,7 @@ class _Recorder(TorchFunctionMode):
         named = {**dict(zip(("query", "key", "value"), args)), **kwargs}
         query, scale = named["query"], named.get("scale")
         scale = query.shape[-1] ** -0.5 if scale is None else scale
-        self.calls.append(Call(query, named["key"], scale, bool(named.get("is_causal"))))
+        self.calls.append(Call(query, named["key"], scale, bool(named.get("is_causal")), named["value"]))
         self.missing -= query.shape[-2]
         if self.missing <= 0:
             raise _Reached

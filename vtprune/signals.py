@@ -26,6 +26,7 @@ SIGNALS: dict[str, str] = {
     "attention_rank": "(N,) float32: PageRank of each visual token along the sharpened attention of all tokens",
     "cls_attention": "(layers, heads, N) in the tower's dtype: what the tower's class token pays to each visual token",
     "cls_logits": "(layers, heads, N) in the tower's dtype: the same before the softmax, scaled as there",
+    "head_weighted_cls": "(layers, heads, N) float32: cls_attention times heads times each head's share of the token",
     "cls_attention_joint": "(N,) in the tower's dtype: the class token's attention where all heads are taken as one",
     "vision_attention": "(N,) float32: what a visual token gets in a tower layer, mean over heads and patches",
     "vision_keys": "(heads, d, N) in the tower's dtype: the key of each visual token in a tower layer",
@@ -42,16 +43,17 @@ SIGNALS: dict[str, str] = {
     "transition_unsigned": "the same by 1 - |cosine|",
 }
 """Signals by name. The first five are of a decoder layer's attention: the layer before the site, just run, or
-``:peek``, the layer at the site before it runs, or ``:<index>``, a layer that has run; so are keys. The next five
-come from the vision tower: ``:<layer>``, or for the first two ``:<layer>,<layer>``, negative ones counted from the end;
-by default -1 for ``vision_attention`` and ``cls_attention_joint``, else -2. Where several patches make one visual token
-their mean is given; tokens that are no patches have 0. Projected features come from the projector of families that
-pool after it. The last two are seen in the decoder layers named, as in ``transition:6,7,8``, as far as those have
-run."""
+``:peek``, the layer at the site before it runs, or ``:<index>``, a layer that has run; so are keys. The next six
+come from the vision tower: ``:<layer>``, or for the first three ``:<layer>,<layer>``, negative ones counted from the
+end; by default -1 for ``vision_attention`` and ``cls_attention_joint``, else -2. Where several patches make one visual
+token their mean is given; tokens that are no patches have 0. A head's share of a token is that of its part of the
+layer's output, by length; the mean over heads of ``head_weighted_cls`` is the sum of attention times share. Projected
+features come from the projector of families that pool after it. The last two are seen in the decoder layers named, as
+in ``transition:6,7,8``, as far as those have run."""
 
 _OVER_HEADS = {"text_attention_max": "largest", "text_attention_heads": "none"}
 DECODER_ROWS = ("last_query_attention", "text_attention", *_OVER_HEADS, "attention_rank")
-CLASS_ROWS = ("cls_attention", "cls_logits")
+CLASS_ROWS = ("cls_attention", "cls_logits", "head_weighted_cls")
 ROTARY = "text_rotary"
 KEYS = ("keys", "text_keys", *UNROTATED, ROTARY)
 NORMED = ("final_norm", "text_final_norm")
@@ -61,6 +63,7 @@ TRANSITIONS = ("transition", "transition_unsigned")
 _TOWER_DEFAULT = {
     "cls_attention": (-2,),
     "cls_logits": (-2,),
+    "head_weighted_cls": (-2,),
     "cls_attention_joint": (-1,),
     "vision_attention": (-1,),
     "vision_keys": (-2,),

@@ -43,7 +43,9 @@ class VisionTap:
         inputs.pop("output_attentions", None)
         calls = attention_inputs(module, **inputs)
         for need in self.needs:
-            if need.name in CLASS_ROWS:
+            if need.name == "head_weighted_cls":
+                score = head_weighted_rows(calls)
+            elif need.name in CLASS_ROWS:
                 score = class_rows(calls, logits=need.name == "cls_logits")
             elif need.name == "cls_attention_joint":
                 score = joint_class_row(calls)
@@ -96,6 +98,29 @@ def class_rows(calls: Sequence[Call], logits: bool = False) -> Tensor:
         row = scores if logits else scores.softmax(-1, dtype=torch.float32).to(call.query.dtype)
         rows.append(row[:, :, 0])
     return torch.cat(rows)
+
+
+@torch.no_grad()
+def head_weighted_rows(calls: Sequence[Call]) -> Tensor:
+    """(tiles, heads, K) float32: softmax rows of the first queries, ``weighted_heads`` by what the heads put out."""
+    rows = []
+    for call in calls:
+        share = call.query.shape[1] // call.key.shape[1]
+        query, key, value = (x.float() for x in (call.query, call.key, call.value))
+        key, value = (x.repeat_interleave(share, 1) for x in (key, value))
+        row = (query[:, :, :1] @ key.transpose(-1, -2) * call.scaling).softmax(-1)[:, :, 0]
+        out = torch.nn.functional.scaled_dot_product_attention(query, key, value, scale=call.scaling)
+        rows.append(weighted_heads(row, out))
+    return torch.cat(rows)
+
+
+def weighted_heads(row: Tensor, out: Tensor) -> Tensor:
+    """(B, H, N): ``row`` (B, H, N) times H times each head's share of the length of what the heads put out.
+
+    out: (B, H, N, d) of each query, before the output projection.
+    """
+    length = out.norm(dim=-1)
+    return row * (length / (length.sum(1, keepdim=True) + 1e-8)) * row.shape[1]
 
 
 @torch.no_grad()

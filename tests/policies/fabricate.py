@@ -81,9 +81,10 @@ class Sample:
             value = self._random(name, HEADS, m, n + m).mul(3).softmax(-1)[..., :n]
         elif base == "text_rotary":
             value = self._random(name, m, n).abs()
-        elif base == "cls_attention":
+        elif base in ("cls_attention", "head_weighted_cls"):
             layers = len(suffix.split(","))
-            value = self._random(name, layers, HEADS, n + 1).mul(3).softmax(-1)[..., 1:].to(self.dtype)
+            value = self._random(name, layers, HEADS, n + 1).mul(3).softmax(-1)[..., 1:]
+            value = value.to(self.dtype) if base == "cls_attention" else value
         elif base == "cls_logits":
             value = self._random(name, len(suffix.split(",")), HEADS, n).mul(3).to(self.dtype)
         elif base == "vision_attention":

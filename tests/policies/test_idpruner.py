@@ -247,7 +247,7 @@ def test_options_are_read_from_text(scorer):
     expected = IDPruner(0.2, None, "prompt", 0.3, 4, "norm", None, "released-llava-decode")
     assert make_policy("idpruner", texts, keep_ratio="0.2") == expected
     assert make_policy("idpruner", [f"scorer={scorer[0]}"]) == IDPruner(scorer=scorer[0])
-    with pytest.raises(UserError, match="importance.*'auto', 'cls', 'vision', 'norm'"):
+    with pytest.raises(UserError, match="importance.*'auto', 'cls', 'head_weighted_cls', 'vision', 'norm'"):
         make_policy("idpruner", ["importance=attention"])
 
 

@@ -13,7 +13,8 @@ without a class token, where the attention that a patch gets from all patches in
 """
 
 import math
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import ClassVar, Literal
 
 import torch
@@ -21,44 +22,42 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from vtprune.blocks.anyres import Anyres, anyres
+from vtprune.blocks.class_attention import HEAD_WEIGHTED, ReadsClassToken
 from vtprune.blocks.emission import in_order
 from vtprune.blocks.share import Share
 from vtprune.blocks.view_budget import segment_budgets, whole_budgets
-from vtprune.policies.base import ScorePolicy, check_choices, register, top_rows
+from vtprune.policies.base import check_choices, register, top_rows
 from vtprune.tokens import ModelFacts, Selection, VisualTokens
 
-SIGNALS = {
-    "auto": "cls_logits:{}",
-    "logits": "cls_logits:{}",
-    "softmax": "cls_attention:{}",
-    "vision": "vision_attention",
-}
 NO_CROPS = (
     "images without a thumbnail and crops, and videos, were ranked by score alone; GlobalCom2 was published for crops"
 )
-STANDS_IN = "the vision tower's patches, looked at by all others in its last layer, stand in for its class token"
 
 
 @register("globalcom2")
 @dataclass
-class GlobalCom2(ScorePolicy):
+class GlobalCom2(ReadsClassToken):
     """Crops share the budget by how much the thumbnail sees in them; their tokens are ranked by crop and thumbnail.
 
     temperature:  of the softmax over the crops' sums; the smaller, the more the best crop gets.
     layer:        of the vision tower whose class token is asked, negative ones counted from the end.
     exact_budget: whether what is lost by rounding down is handed out.
     order:        "raster" leaves the thumbnail's tokens where they were, "method" sorts them by falling score.
-    signal:       "logits", "softmax", or "vision", which stands in for them; "auto" takes the first where the tower
-                  has a class token, else the last.
+    signal:       "logits", "softmax", "head_weighted_cls" (the softmax with weighted heads), or "vision", which stands
+                  in for them; "auto" takes the first where the tower has a class token, else the last.
     """
 
     temperature: float = 10.0
     layer: int = -2
     exact_budget: bool = True
     order: Literal["raster", "method"] = "raster"
-    signal: Literal["auto", "logits", "softmax", "vision"] = "auto"
+    signal: Literal["auto", "logits", "softmax", "head_weighted_cls", "vision"] = "auto"
 
-    positions: ClassVar[str] = "compact"
+    SIGNALS: ClassVar[Mapping[str, str]] = {
+        "logits": "cls_logits",
+        "softmax": "cls_attention",
+        HEAD_WEIGHTED: HEAD_WEIGHTED,
+    }
 
     def __post_init__(self):
         super().__post_init__()
@@ -67,8 +66,7 @@ class GlobalCom2(ScorePolicy):
             raise ValueError(f"temperature is a number above 0; got {self.temperature!r}")
         if isinstance(self.layer, bool) or not isinstance(self.layer, int):
             raise ValueError(f"layer is the index of a layer of the vision tower; got {self.layer!r}")
-        choices = {"exact_budget": (True, False), "order": ("raster", "method"), "signal": tuple(SIGNALS)}
-        check_choices(self, choices)
+        check_choices(self, {"exact_budget": (True, False), "order": ("raster", "method")})
 
     def fitted(self, facts: ModelFacts) -> "GlobalCom2":
         """With the signal that the model's vision tower has. Raises ValueError for an order that positions forbid."""
@@ -77,15 +75,7 @@ class GlobalCom2(ScorePolicy):
                 f"order='method' moves tokens to other places of a line of positions, which {facts.model_type} does "
                 "not have; use order='raster'"
             )
-        return self if self.signal != "auto" else replace(self, signal="logits" if facts.class_token else "vision")
-
-    @property
-    def notes(self) -> tuple[str, ...]:
-        return (STANDS_IN,) if self.signal == "vision" else ()
-
-    @property
-    def needs(self) -> frozenset[str]:
-        return frozenset({SIGNALS[self.signal].format(self.layer)})
+        return super().fitted(facts)
 
     def count(self, n: int) -> int:
         """How many of ``n`` tokens to keep, 1 to n; rounded down if ``exact_budget`` is False."""
@@ -93,9 +83,7 @@ class GlobalCom2(ScorePolicy):
 
     def score(self, tokens: VisualTokens) -> Tensor:
         """(N,) float32: the mean over heads."""
-        [name] = self.needs
-        rows = tokens.signals[name]
-        return rows[0].float().mean(0) if rows.dim() > 1 else rows
+        return self.class_rows(tokens)[0].float().mean(0)
 
     def select(self, tokens: VisualTokens) -> Selection:
         """The best of every thumbnail and every crop; of other images and videos the best of all."""

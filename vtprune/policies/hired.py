@@ -12,41 +12,42 @@ is a vision tower without a class token, where the attention that a patch gets f
 last layer stands in.
 """
 
-from dataclasses import dataclass, replace
-from typing import ClassVar, Literal
+from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
 
 from vtprune.blocks.anyres import Anyres, anyres
+from vtprune.blocks.class_attention import ClassSignal, ReadsClassToken
 from vtprune.blocks.share import Share
 from vtprune.blocks.view_budget import segment_budgets, whole_budgets
-from vtprune.policies.base import ScorePolicy, check_choices, quirks, register, top_rows
-from vtprune.tokens import ModelFacts, Selection, VisualTokens
+from vtprune.policies.base import check_choices, quirks, register, top_rows
+from vtprune.tokens import Selection, VisualTokens
 
 COMPAT = ("released-strips",)
-STANDS_IN = "what patches get from all others in the vision tower's first and last layer stands in for its class token"
 
 
 @register("hired")
 @dataclass
-class HiRED(ScorePolicy):
+class HiRED(ReadsClassToken):
     """Ranks by the class token's attention; crops share the budget by their part of the thumbnail's marks.
 
     alpha:        share of the budget that the thumbnail gets, from 0 to 1; the best 1 - alpha of it are marked.
     layers:       of the vision tower, negative ones counted from the end: the one that marks and the one that ranks.
     exact_budget: whether what is lost by rounding down is handed out.
-    signal:       "cls", or "vision", which stands in for it; "auto" takes the first where the tower has a class token.
     compat:       "released-strips" counts marks in runs of the thumbnail's rows instead of by crop, a fault.
     """
 
     alpha: float = 0.5
     layers: tuple[int, int] = (0, -2)
     exact_budget: bool = True
-    signal: Literal["auto", "cls", "vision"] = "auto"
+    signal: ClassSignal = "auto"
     compat: str = ""
 
-    positions: ClassVar[str] = "compact"
+    STANDS_IN: ClassVar[str] = (
+        "what patches get from all others in the vision tower's first and last layer stands in for its class token"
+    )
 
     def __post_init__(self):
         super().__post_init__()
@@ -57,22 +58,18 @@ class HiRED(ScorePolicy):
         if not pair or any(isinstance(layer, bool) or not isinstance(layer, int) for layer in self.layers):
             raise ValueError(f"layers are two indices of layers of the vision tower, as (0, -2); got {self.layers!r}")
         self.layers = tuple(self.layers)
-        check_choices(self, {"exact_budget": (True, False), "signal": ("auto", "cls", "vision")})
+        check_choices(self, {"exact_budget": (True, False)})
         self._strips = "released-strips" in quirks(self.compat, COMPAT)
 
-    def fitted(self, facts: ModelFacts) -> "HiRED":
-        """With the signal that the model's vision tower has."""
-        return self if self.signal != "auto" else replace(self, signal="cls" if facts.class_token else "vision")
-
     @property
-    def notes(self) -> tuple[str, ...]:
-        return (STANDS_IN,) if self.signal == "vision" else ()
+    def class_layers(self) -> tuple[int, ...]:
+        return self.layers
 
     @property
     def needs(self) -> frozenset[str]:
         if self.signal == "vision":
             return frozenset({"vision_attention:0", "vision_attention:-1"})
-        return frozenset({f"cls_attention:{self.layers[0]},{self.layers[1]}"})
+        return super().needs
 
     def count(self, n: int) -> int:
         """How many of ``n`` tokens to keep, 1 to n; rounded down if ``exact_budget`` is False."""

@@ -13,23 +13,23 @@ stands in.
 """
 
 import math
-from dataclasses import dataclass, replace
-from typing import ClassVar, Literal
+from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from torch import Tensor
 
 from vtprune.blocks.anyres import tile_rows
 from vtprune.blocks.cells import sample_cells
+from vtprune.blocks.class_attention import ClassSignal, ReadsClassToken
 from vtprune.blocks.emission import in_order
 from vtprune.blocks.share import Share
 from vtprune.blocks.view_budget import fill_up
-from vtprune.policies.base import ScorePolicy, check_choices, quirks, register
+from vtprune.policies.base import check_choices, quirks, register
 from vtprune.tokens import ModelFacts, Selection, VisualTokens
 
 COMPAT = ("released-zero-pad", "released-single-crop-scale")
-CHOICES = {"crops": ("strips", "grid"), "order": ("raster", "method"), "signal": ("auto", "cls", "vision")}
-STANDS_IN = "the vision tower's patches, looked at by all others in its last layer, stand in for its class token"
+CHOICES = {"crops": ("strips", "grid"), "order": ("raster", "method")}
 SCALE = 1000
 BLOCK = 1024
 """Rows of a crop that are compared with all of it at a time, which bounds the memory of large crops."""
@@ -37,7 +37,7 @@ BLOCK = 1024
 
 @register("holov")
 @dataclass
-class HoloV(ScorePolicy):
+class HoloV(ReadsClassToken):
     """Quotas of crops by attention and variance, then the tokens of most attention in each crop.
 
     n_crops: into how many crops an image is cut; fewer tokens make fewer crops.
@@ -45,7 +45,6 @@ class HoloV(ScorePolicy):
     beta:    weight of the variance in a crop's score, 0 or more.
     layer:   of the vision tower whose class token is asked, negative ones counted from the end.
     order:   "raster" leaves the tokens where they were, "method" sorts them by falling attention in each crop.
-    signal:  "cls", or "vision", which stands in for it; "auto" takes the first where the tower has a class token.
     compat:  what the released code does, one or several joined by commas: "released-zero-pad" keeps tokens of zeros for
              what crops cannot hold, "released-single-crop-scale" scores crops of one token a thousandth.
     """
@@ -55,10 +54,8 @@ class HoloV(ScorePolicy):
     beta: float = 0.09
     layer: int = -2
     order: Literal["raster", "method"] = "raster"
-    signal: Literal["auto", "cls", "vision"] = "auto"
+    signal: ClassSignal = "auto"
     compat: str = ""
-
-    positions: ClassVar[str] = "compact"
 
     def __post_init__(self):
         super().__post_init__()
@@ -79,21 +76,11 @@ class HoloV(ScorePolicy):
                 f"order='method' and 'released-zero-pad' move tokens to other places of a line of positions, which "
                 f"{facts.model_type} does not have; got order={self.order!r} and compat={self.compat!r}"
             )
-        return self if self.signal != "auto" else replace(self, signal="cls" if facts.class_token else "vision")
-
-    @property
-    def notes(self) -> tuple[str, ...]:
-        return (STANDS_IN,) if self.signal == "vision" else ()
-
-    @property
-    def needs(self) -> frozenset[str]:
-        return frozenset({"vision_attention" if self.signal == "vision" else f"cls_attention:{self.layer}"})
+        return super().fitted(facts)
 
     def score(self, tokens: VisualTokens) -> Tensor:
         """(N,) float32: attention, the mean over heads."""
-        [name] = self.needs
-        rows = tokens.signals[name]
-        return rows[0].float().mean(0) if rows.dim() > 1 else rows
+        return self.class_rows(tokens)[0].float().mean(0)
 
     def select(self, tokens: VisualTokens) -> Selection:
         """Of every crop its quota of the tokens with most attention."""

@@ -15,6 +15,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from vtprune.blocks.class_attention import HEAD_WEIGHTED
 from vtprune.blocks.mmr import mmr
 from vtprune.blocks.scorer import load_scorer
 from vtprune.policies.base import ScorePolicy, quirks, register
@@ -23,6 +24,7 @@ from vtprune.tokens import ModelFacts, Selection, VisualTokens
 NAMED = {
     "auto": "vision-tower attention",
     "cls": "class-token attention",
+    HEAD_WEIGHTED: "class-token attention of weighted heads",
     "vision": "vision-tower attention",
     "norm": "feature-norm",
 }
@@ -38,9 +40,10 @@ class IDPruner(ScorePolicy):
 
     trade_off:  lambda in the paper, from 0 (unlike each other) to 1 (importance alone).
     parallel_k: how many tokens are picked at a time, before similarities to them count.
-    importance: without a scorer: "cls" (attention of the vision tower's class token, mean over heads), "vision" (what
-                its last layer pays to each token), "norm" (length of the features), "auto" ("cls" where the tower has
-                a class token, else "vision"); or one number for each visual token, for samples of exactly as many; or a
+    importance: without a scorer: "cls" (attention of the vision tower's class token, mean over heads),
+                "head_weighted_cls" (the same, heads weighted by what they make of each patch), "vision" (what its last
+                layer pays to each token), "norm" (length of the features), "auto" ("cls" where the tower has a class
+                token, else "vision"); or one number for each visual token, for samples of exactly as many; or a
                 function of the tokens that returns one for each.
     scorer:     path of a safetensors file with the published scorer's weights, which then gives the importance.
     compat:     "released-llava-decode" places decoded tokens as if the pruned ones had never been there, a fault.
@@ -48,7 +51,9 @@ class IDPruner(ScorePolicy):
 
     trade_off: float = 0.5
     parallel_k: int = 1
-    importance: Literal["auto", "cls", "vision", "norm"] | Tensor | Callable[[VisualTokens], Tensor] = "auto"
+    importance: (
+        Literal["auto", "cls", "head_weighted_cls", "vision", "norm"] | Tensor | Callable[[VisualTokens], Tensor]
+    ) = "auto"
     scorer: str | None = None
     compat: str = ""
 
@@ -99,7 +104,7 @@ class IDPruner(ScorePolicy):
     def _signal(self) -> str:
         if self.scorer is not None or self._named in ("", "norm"):
             return ""
-        return "cls_attention" if self._named == "cls" else "vision_attention"
+        return {"cls": "cls_attention", HEAD_WEIGHTED: HEAD_WEIGHTED}.get(self._named, "vision_attention")
 
     @property
     def notes(self) -> tuple[str, ...]:

@@ -13,16 +13,17 @@ models without a class token, where the attention that a patch gets from all pat
 visual tokens are averaged with these weights, as they are where ``space="decoder"`` asks for it.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor
 
-from vtprune.blocks.class_attention import STANDS_IN
+from vtprune.blocks.class_attention import HEAD_WEIGHTED, ClassSignal, ReadsClassToken
 from vtprune.blocks.key_merge import Sums, neighbour_sums
 from vtprune.blocks.resize import plan_matrix
-from vtprune.policies.base import ScorePolicy, check_choices, check_ratio, quirks, register
+from vtprune.policies.base import check_choices, check_ratio, quirks, register
 from vtprune.tokens import ModelFacts, Selection, VisualTokens
 
 COMPAT = ("released-grid-575",)
@@ -35,7 +36,7 @@ RELEASED_END = 575
 
 @register("prumerge")
 @dataclass
-class PruMerge(ScorePolicy):
+class PruMerge(ReadsClassToken):
     """Centres by the [CLS] token's attention with all heads taken as one, and what their keys are like.
 
     ratio:      share of the tokens that are centres by attention; None: as many as there are outliers.
@@ -43,7 +44,6 @@ class PruMerge(ScorePolicy):
     neighbours: how many other tokens join each centre; a token may join several.
     layer:      of the vision tower, negative ones counted from the end.
     order:      "raster": centres by place; "method": by attention, then evenly spaced ones; the rest is last.
-    signal:     "cls", or "vision", which stands in for it; "auto" takes the first where the tower has a class token.
     space:      where tokens are merged: "tower" (before the projector, as published) or "decoder" (averages, in their
                 places); "auto" is the first where there is a class token. Policies used by themselves take "decoder".
     compat:     "released-grid-575" ends the even spacing before patch 575, a fault.
@@ -54,11 +54,11 @@ class PruMerge(ScorePolicy):
     neighbours: int = 32
     layer: int = -1
     order: Literal["raster", "method"] = "raster"
-    signal: Literal["auto", "cls", "vision"] = "auto"
+    signal: ClassSignal = "auto"
     space: Literal["auto", "tower", "decoder"] = "auto"
     compat: str = ""
 
-    positions: ClassVar[str] = "compact"
+    SIGNALS: ClassVar[Mapping[str, str]] = {"cls": "cls_attention_joint", HEAD_WEIGHTED: HEAD_WEIGHTED}
 
     def __post_init__(self):
         adaptive = self.keep_ratio is None and self.n_keep is None
@@ -76,8 +76,8 @@ class PruMerge(ScorePolicy):
             raise ValueError(f"neighbours is how many tokens join a centre, 1 or more; got {self.neighbours!r}")
         if isinstance(self.layer, bool) or not isinstance(self.layer, int):
             raise ValueError(f"layer is the index of a layer of the vision tower, such as -1; got {self.layer!r}")
-        choices = {"plus": (False, True), "order": ("raster", "method"), "signal": ("auto", "cls", "vision")}
-        check_choices(self, {**choices, "space": ("auto", "tower", "decoder")})
+        choices = {"plus": (False, True), "order": ("raster", "method"), "space": ("auto", "tower", "decoder")}
+        check_choices(self, choices)
         self._quirks = quirks(self.compat, COMPAT)
 
     @property
@@ -88,25 +88,15 @@ class PruMerge(ScorePolicy):
     def fitted(self, facts: ModelFacts) -> "PruMerge":
         """With the signal and the merging that the model allows."""
         space = "tower" if facts.class_token and facts.line_positions else "decoder"
-        signal = "cls" if facts.class_token else "vision"
-        return replace(
-            self,
-            space=space if self.space == "auto" else self.space,
-            signal=signal if self.signal == "auto" else self.signal,
-        )
+        return replace(super().fitted(facts), space=space if self.space == "auto" else self.space)
 
     @property
     def notes(self) -> tuple[str, ...]:
-        stand_in = (STANDS_IN,) if self.signal == "vision" else ()
-        return stand_in + ((AFTER_PROJECTOR,) if self.space == "decoder" else ())
+        return super().notes + ((AFTER_PROJECTOR,) if self.space == "decoder" else ())
 
     @property
     def needs(self) -> frozenset[str]:
-        return frozenset({self._signal, self._keys, *(["unprojected"] if self.space == "tower" else [])})
-
-    @property
-    def _signal(self) -> str:
-        return "vision_attention" if self.signal == "vision" else f"cls_attention_joint:{self.layer}"
+        return super().needs | {self._keys} | ({"unprojected"} if self.space == "tower" else set())
 
     @property
     def _keys(self) -> str:
@@ -114,7 +104,7 @@ class PruMerge(ScorePolicy):
 
     def select(self, tokens: VisualTokens) -> Selection:
         """The merged centres of every pool, each pool followed by the sum of its rest."""
-        score, key = tokens.signals[self._signal], tokens.signals[self._keys].flatten(0, 1).T
+        score, key = self.class_rows(tokens)[0].mean(0), tokens.signals[self._keys].flatten(0, 1).T
         slots, entries, whole, made, notes = [], [], [], 0, []
         for pool in self.pools(tokens):
             sums, same = self._sums(score[pool], key[pool], notes)

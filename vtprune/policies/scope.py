@@ -60,8 +60,7 @@ class SCOPE(ClassAttention):
 
     def score(self, tokens: VisualTokens) -> Tensor:
         """(N,) float32, what a token is worth by itself."""
-        rows = tokens.signals[self._signal].float()
-        return (rows if self.signal == "vision" else rows[0].sum(0)) ** self.alpha
+        return self.class_rows(tokens)[0].float().sum(0) ** self.alpha
 
     def select(self, tokens: VisualTokens) -> Selection:
         def pick(pool: slice, k: int) -> Tensor:

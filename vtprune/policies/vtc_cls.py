@@ -8,13 +8,13 @@ of 24 layers. Images in several tiles or with several views are an extension, th
 vision tower without a class token, where the attention that a patch gets from all patches in the last layer stands in.
 """
 
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
-from typing import ClassVar, Literal
+from dataclasses import dataclass
+from typing import Literal
 
 from torch import Tensor
 
-from vtprune.policies.base import ScorePolicy, register
+from vtprune.blocks.class_attention import ClassSignal, ReadsClassToken, tower_layers
+from vtprune.policies.base import check_choices, register
 from vtprune.tokens import ModelFacts, VisualTokens
 
 
@@ -30,36 +30,25 @@ def layers_from_start(start_layer: int, n_layers: int) -> tuple[int, ...]:
 
 @register("vtc_cls")
 @dataclass
-class VTCCLS(ScorePolicy):
+class VTCCLS(ReadsClassToken):
     """Scores by the [CLS] token's attention to each patch: mean over heads, sum over layers.
 
     layers:      layers of the vision tower, negative ones counted from the end; the last one never takes part.
     score_dtype: "model" computes in the vision tower's dtype as published, "float32" in single precision.
-    signal:      "cls", or "vision", which stands in for it; "auto" takes the first where the tower has a class token.
     """
 
     layers: tuple[int, ...] = (-4, -3, -2)
     score_dtype: Literal["model", "float32"] = "model"
-    signal: Literal["auto", "cls", "vision"] = "auto"
-
-    positions: ClassVar[str] = "compact"
+    signal: ClassSignal = "auto"
 
     def __post_init__(self):
         super().__post_init__()
-        named = isinstance(self.layers, Sequence) and not isinstance(self.layers, str) and len(self.layers)
-        if not named or any(isinstance(i, bool) or not isinstance(i, int) for i in self.layers):
-            raise ValueError(
-                f"layers is a sequence of layer indices of the vision tower, such as (-4, -3, -2); got {self.layers!r}"
-            )
-        self.layers = tuple(self.layers)
+        self.layers = tower_layers(self.layers)
         if -1 in self.layers or len(set(self.layers)) < len(self.layers):
             raise ValueError(
                 f"layers names different layers, and never the last (-1), which VTC-CLS leaves out; got {self.layers!r}"
             )
-        if self.score_dtype not in ("model", "float32"):
-            raise ValueError(f"score_dtype is 'model' or 'float32'; got {self.score_dtype!r}")
-        if self.signal not in ("auto", "cls", "vision"):
-            raise ValueError(f"signal is 'auto', 'cls' or 'vision'; got {self.signal!r}")
+        check_choices(self, {"score_dtype": ("model", "float32")})
 
     def fitted(self, facts: ModelFacts) -> "VTCCLS":
         """With the signal that the model's vision tower has. Raises ValueError when its last layer was asked for."""
@@ -68,27 +57,13 @@ class VTCCLS(ScorePolicy):
                 f"VTC-CLS leaves out the last layer of the vision tower, here {facts.tower_layers - 1}; "
                 f"got layers={self.layers}"
             )
-        if self.signal != "auto":
-            return self
-        return replace(self, signal="cls" if facts.class_token else "vision")
+        return super().fitted(facts)
 
     @property
-    def notes(self) -> tuple[str, ...]:
-        if self.signal != "vision":
-            return ()
-        return ("the vision tower's patches, looked at by all others in its last layer, stand in for its class token",)
-
-    @property
-    def needs(self) -> frozenset[str]:
-        return frozenset({self._signal})
-
-    @property
-    def _signal(self) -> str:
-        return "vision_attention" if self.signal == "vision" else f"cls_attention:{','.join(map(str, self.layers))}"
+    def class_layers(self) -> tuple[int, ...]:
+        return self.layers
 
     def score(self, tokens: VisualTokens) -> Tensor:
-        rows = tokens.signals[self._signal]  # (layers, heads, N), or (N,) of the stand-in
-        if self.signal == "vision":
-            return rows
+        rows = self.class_rows(tokens)
         rows = rows.float() if self.score_dtype == "float32" else rows
         return rows.mean(1).sum(0)
