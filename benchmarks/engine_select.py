@@ -15,11 +15,12 @@ from benchmarks.policies_given import Given
 from vtprune.attention import Call
 from vtprune.blocks.attention_rank import attention_rank
 from vtprune.families.base import grid_coords
+from vtprune.patches import graphs_of, pictures_of
 from vtprune.policies.base import POLICIES, Policy
-from vtprune.signals import CLASS_ROWS, Need, needed
+from vtprune.signals import CLASS_ROWS, GRAPH, Need, needed
 from vtprune.tokens import Segment, Selection, VisualTokens
 from vtprune.unprojected import Unprojected
-from vtprune.vision_signals import class_rows, column_means, joint_class_row
+from vtprune.vision_signals import class_rows, column_means, head_weighted_rows, joint_class_row
 from vtprune_kernels.attention_columns import Visible
 from vtprune_kernels.attention_rows import attention_rows
 
@@ -58,7 +59,7 @@ class Video:
             return torch.randn(shape, generator=generator).to(device)
 
         frames = (grid[0], TOWER_HEADS, grid[1] * grid[2] + 1, SIZE)
-        tower = [Call(noise(*frames), noise(*frames), SIZE**-0.5)]
+        tower = [Call(*(noise(*frames) for _ in range(2)), SIZE**-0.5, value=noise(*frames))]
         layer = noise(HEADS, n_text, SIZE), noise(KEY_HEADS, n + n_text, SIZE)
         coords, asked = grid_coords(*grid).to(device), noise(HEADS, n, SIZE)
         return Video(grid, noise(n, width), noise(n_text, width), *layer, tower, coords, asked)
@@ -118,9 +119,14 @@ class Video:
     def _of_tower(self, need: Need, rows: Tensor) -> object:
         """The class token of every frame has a column too."""
         if need.name in CLASS_ROWS:
-            logits = need.name == "cls_logits"
-            layers = [class_rows(self.tower, logits)[..., 1:].transpose(0, 1).flatten(1) for _ in need.where]
+            rows_of = partial(class_rows, logits=need.name == "cls_logits")
+            rows_of = head_weighted_rows if need.name == "head_weighted_cls" else rows_of
+            layers = [rows_of(self.tower)[..., 1:].transpose(0, 1).flatten(1) for _ in need.where]
             return torch.stack(layers)[..., rows]
+        if need.name == GRAPH:
+            pictures, size = pictures_of(self.tower, {}, causal=False, class_token=True)
+            [graph] = graphs_of(pictures, size, lambda x: [x.transpose(0, 1).flatten(1)], [len(self.hidden)])
+            return graph.of(rows, rows.device)
         if need.name == "cls_attention_joint":
             return joint_class_row(self.tower)[..., 1:].flatten()[rows]
         keys = self.tower[0].key[:, :, 1:]  # (frames, heads, patches, SIZE)

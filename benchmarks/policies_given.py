@@ -16,11 +16,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from benchmarks.policies_scene import PATCHES
 from benchmarks.policies_shapes import Shape
 from vtprune.apply import merge_rows
 from vtprune.families.base import grid_coords
+from vtprune.patches import PatchGraph, Picture, graphs_of
 from vtprune.policies.base import Policy
-from vtprune.signals import CLASS_ROWS, NORMED, TRANSITIONS, UNPROJECTED, Need, needed, row_layer
+from vtprune.signals import CLASS_ROWS, GRAPH, NORMED, TRANSITIONS, UNPROJECTED, Need, needed, row_layer
 from vtprune.tokens import Segment, Selection, VisualTokens
 from vtprune.unprojected import Unprojected
 
@@ -136,6 +138,8 @@ class Prompt:
             raise KeyError(f"{need.text!r} does not exist at site {site}")
         if need.name == UNPROJECTED:
             return self.unprojected().of(rows, rows.device)
+        if need.name == GRAPH:
+            return self.graph(need).of(rows, rows.device)
         if need.kind == "keys":
             return self._keys(need, rows)
         if need.name in NORMED:
@@ -165,7 +169,28 @@ class Prompt:
             return score if need.name == "vision_attention" else score.to(self.dtype)
         make = self.logits if need.name == "cls_logits" else self.attention
         every = make(need.text, len(need.where) * shape.tower_heads)[:, rows]
-        return every.unflatten(0, (len(need.where), -1)).to(self.dtype)
+        every = every.unflatten(0, (len(need.where), -1))
+        return every if need.name == "head_weighted_cls" else every.to(self.dtype)
+
+    def graph(self, need: Need) -> PatchGraph:
+        """Tiles of patches behind a class token, in the order of the tokens; or frames, patches alike in fours."""
+        shape, clip = self.shape, self.shape.tower == "clip"
+        if need.text not in self._made:
+            made, each = [], 1 if clip else PATCHES
+            both = [self.features(f"{need.text} {what}", shape.tower_width) for what in ("queries", "keys")]
+            size = shape.side**2 if clip else shape.grids[0][1] * shape.grids[0][2]
+            for i, parts in enumerate(zip(*(x.split(size) for x in both), strict=True)):
+                parts = [torch.cat([x[:1], x]) if clip else x.repeat_interleave(each, 0) for x in parts]
+                query, key = (x.unflatten(1, (shape.tower_heads, -1)).transpose(0, 1) for x in parts)
+                places = torch.arange(query.shape[1], device=self.device) + (-1 if clip else i * size * each)
+                made.append(Picture(query, key, query.shape[-1] ** -0.5, i if clip else 0, places))
+            patches = (shape.tiles, size) if clip else (1, shape.visual * each)
+
+            def spread(scores: Tensor) -> list[Tensor]:
+                return [scores.transpose(0, 1).flatten(1).unflatten(1, (-1, each)).mean(-1)]
+
+            [self._made[need.text]] = graphs_of(made, patches, spread, [shape.visual])
+        return self._made[need.text]
 
     def _keys(self, need: Need, rows: Tensor) -> Tensor:
         """(heads, N or M, d) of the decoder."""

@@ -19,10 +19,11 @@ from benchmarks.policies_shapes import Shape
 from vtprune.apply import merge_rows
 from vtprune.attention import Call, attention_inputs
 from vtprune.families.base import grid_coords
+from vtprune.patches import PatchGraph, graphs_of
 from vtprune.policies.base import Policy
 from vtprune.rank import layer_rank
 from vtprune.rows import row_attention
-from vtprune.signals import CLASS_ROWS, UNPROJECTED, Need, needed
+from vtprune.signals import CLASS_ROWS, GRAPH, UNPROJECTED, Need, needed
 from vtprune.tokens import BEFORE_LLM, Segment, Selection, VisualTokens
 from vtprune.transition import Transitions
 from vtprune.unprojected import Unprojected
@@ -54,7 +55,7 @@ class Scene:
         positions = torch.arange(shape.visual + shape.text, device=device)[None]
         self.rotary = LlamaRotaryEmbedding(config).to(device)(self.hidden, positions)
         self.tower, self.tower_inputs = self._clip() if shape.tower == "clip" else self._qwen()
-        self._found: dict[str, Tensor | Unprojected] = {}
+        self._found: dict[str, Tensor | Unprojected | PatchGraph] = {}
 
     def _noise(self, *size: int) -> Tensor:
         return torch.randn(size, generator=self.generator).to(self.device, self.dtype)
@@ -99,7 +100,7 @@ class Scene:
         """The queries and keys that the tower's module compares."""
         return attention_inputs(self.tower, **self.tower_inputs)
 
-    def from_tower(self, need: Need) -> Tensor | Unprojected:
+    def from_tower(self, need: Need) -> Tensor | Unprojected | PatchGraph:
         """A signal as ``SIGNALS`` has it, by the taps that sit on the tower's layers; its order is the tower's own."""
         if need.name == UNPROJECTED:
             return self._unprojected()
@@ -111,12 +112,19 @@ class Scene:
                 tap(self.tower, (), self.tower_inputs)
         finally:
             COLLECTED.reset(token)
+        if need.name == GRAPH:
+            [[(pictures, size)]] = collected[need.text].values()
+            [graph] = graphs_of(pictures, size, lambda scores: [self._of_tokens(scores)], [self.shape.visual])
+            return graph
         # (tiles, heads or 1, patches), of keys (tiles, heads, d, patches)
         found = [torch.cat(collected[need.text][layer]) for layer in need.where]
-        scores = torch.stack([score.movedim(0, -2).flatten(-2) for score in found])
-        if self.shape.tower == "qwen":
-            scores = scores.unflatten(-1, (-1, PATCHES)).mean(-1)
+        scores = torch.stack([self._of_tokens(score) for score in found])
         return scores if need.name in CLASS_ROWS else scores[0] if need.name == "vision_keys" else scores[0, 0]
+
+    def _of_tokens(self, scores: Tensor) -> Tensor:
+        """(tiles, ..., patches) -> (..., N)."""
+        scores = scores.movedim(0, -2).flatten(-2)
+        return scores.unflatten(-1, (-1, PATCHES)).mean(-1) if self.shape.tower == "qwen" else scores
 
     def _unprojected(self) -> Unprojected:
         """The tower's tokens as a projector of one layer takes them."""
@@ -129,7 +137,7 @@ class Scene:
     def projector(self) -> nn.Module:
         return self._built(nn.Linear(self.shape.tower_width, self.shape.width))
 
-    def remembered(self, need: Need) -> Tensor | Unprojected:
+    def remembered(self, need: Need) -> Tensor | Unprojected | PatchGraph:
         """``from_tower``, computed once for all who do not time it."""
         if need.text not in self._found:
             self._found[need.text] = self.from_tower(need)
@@ -253,7 +261,7 @@ def signals(stop: Stop, needs: tuple[Need, ...], transitions: Transitions, tower
     for need in needs:
         if need.name == "projected_features":
             raise NotImplementedError("no features before pooling are made up here; leave out features='unpooled'")
-        if need.name == UNPROJECTED:
+        if need.name in (UNPROJECTED, GRAPH):
             serve[need.text] = lambda need=need: tower(need).of(state.tokens.rows, where.device)
         elif need.kind == "tower":
             serve[need.text] = lambda need=need: tower(need)[..., state.tokens.rows]

@@ -110,6 +110,8 @@ def facts_of(model: nn.Module, family: Family) -> ModelFacts:
         line_positions=compat.has_line_positions(decoder),
         decoder=decoder.config,
         halves=_halves(decoder, (inside(layer) for layer in range(len(decoder.layers)))),
+        used_layers=_used_layers(model, layers),
+        whole_layers=tuple(layer for layer in range(layers) if _is_whole(model, family, layer)),
     )
 
 
@@ -129,6 +131,18 @@ def _tower_layers(model: nn.Module, family: Family) -> int:
         return min((len(family.vision_layers(model, kind)) for kind in family.towers(model)), default=0)
     except NotImplementedError:
         return 0
+
+
+def _used_layers(model: nn.Module, layers: int) -> int:
+    """Hidden state 0 is before any layer, -1 behind the last; of several the last counts."""
+    states = getattr(model.config, "vision_feature_layer", None)
+    states = [states] if isinstance(states, int) else states or [-1]
+    return max(state % (layers + 1) for state in states)
+
+
+def _is_whole(model: nn.Module, family: Family, layer: int) -> bool:
+    whole = (family.whole_layers(model, kind) for kind in family.towers(model))
+    return all(layers is None or layer in layers for layers in whole)
 
 
 def check_sites(policy: Policy, depth: int) -> None:

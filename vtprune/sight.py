@@ -8,6 +8,7 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
+from vtprune import patches
 from vtprune.attention import attention_inputs, rotated_ones
 from vtprune.cache import PrunedLayer, PrunedStaticLayer, live_layer
 from vtprune.compat import compared_keys
@@ -16,7 +17,7 @@ from vtprune.parts import last_norm, mixer_of, mlp_of
 from vtprune.rank import RANK, layer_rank, real_rows
 from vtprune.records import SiteRecord
 from vtprune.rows import row_attention
-from vtprune.signals import PROJECTED, ROTARY, UNPROJECTED, Need, needed, row_layer
+from vtprune.signals import GRAPH, PROJECTED, ROTARY, UNPROJECTED, Need, needed, row_layer
 from vtprune.tokens import site_name
 from vtprune.transition import Transitions, physical
 from vtprune.unprojected import joined, unprojected_hooks
@@ -137,6 +138,8 @@ class Sight:
             )
         if need.name == PROJECTED:
             return tuple(feature.to(device) for feature in seen)
+        if need.name == GRAPH:
+            return patches.joined(seen).of(sample.offered[sample.alive], device)
         if need.name == UNPROJECTED:
             return joined(seen).of(sample.offered[sample.alive], device)
         return torch.cat(seen, -1)[..., sample.offered[sample.alive].to(seen[0].device)].to(device)

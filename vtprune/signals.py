@@ -30,6 +30,7 @@ SIGNALS: dict[str, str] = {
     "cls_attention_joint": "(N,) in the tower's dtype: the class token's attention where all heads are taken as one",
     "vision_attention": "(N,) float32: what a visual token gets in a tower layer, mean over heads and patches",
     "vision_keys": "(heads, d, N) in the tower's dtype: the key of each visual token in a tower layer",
+    "vision_graph": "vtprune.patches.PatchGraph: who looks at whom in a tower layer, patch by patch",
     "unprojected": "vtprune.unprojected.Unprojected: what the projector was given, class tokens, the projector",
     "projected_features": "one (frames, patches, D) for each segment: what the projector gave, before any pooling",
     "keys": "(H_kv, N, d) in the model's dtype: the key of each visual token in a decoder layer, rotated to its place",
@@ -43,13 +44,13 @@ SIGNALS: dict[str, str] = {
     "transition_unsigned": "the same by 1 - |cosine|",
 }
 """Signals by name. The first five are of a decoder layer's attention: the layer before the site, just run, or
-``:peek``, the layer at the site before it runs, or ``:<index>``, a layer that has run; so are keys. The next six
+``:peek``, the layer at the site before it runs, or ``:<index>``, a layer that has run; so are keys. The next seven
 come from the vision tower: ``:<layer>``, or for the first three ``:<layer>,<layer>``, negative ones counted from the
-end; by default -1 for ``vision_attention`` and ``cls_attention_joint``, else -2. Where several patches make one visual
-token their mean is given; tokens that are no patches have 0. A head's share of a token is that of its part of the
-layer's output, by length; the mean over heads of ``head_weighted_cls`` is the sum of attention times share. Projected
-features come from the projector of families that pool after it. The last two are seen in the decoder layers named, as
-in ``transition:6,7,8``, as far as those have run."""
+end; by default -1 for ``cls_attention_joint``, ``vision_attention`` and ``vision_graph``, else -2. Where several
+patches make one visual token their mean is given; tokens that are no patches have 0. A head's share of a token is that
+of its part of the layer's output, by length; the mean over heads of ``head_weighted_cls`` is the sum of attention times
+share. Projected features come from the projector of families that pool after it. The last two are seen in the decoder
+layers named, as in ``transition:6,7,8``, as far as those have run."""
 
 _OVER_HEADS = {"text_attention_max": "largest", "text_attention_heads": "none"}
 DECODER_ROWS = ("last_query_attention", "text_attention", *_OVER_HEADS, "attention_rank")
@@ -59,6 +60,7 @@ KEYS = ("keys", "text_keys", *UNROTATED, ROTARY)
 NORMED = ("final_norm", "text_final_norm")
 PROJECTED = "projected_features"
 UNPROJECTED = "unprojected"
+GRAPH = "vision_graph"
 TRANSITIONS = ("transition", "transition_unsigned")
 _TOWER_DEFAULT = {
     "cls_attention": (-2,),
@@ -67,8 +69,9 @@ _TOWER_DEFAULT = {
     "cls_attention_joint": (-1,),
     "vision_attention": (-1,),
     "vision_keys": (-2,),
+    GRAPH: (-1,),
 }
-_ONE_TOWER_LAYER = ("cls_attention_joint", "vision_attention", "vision_keys")
+_ONE_TOWER_LAYER = ("cls_attention_joint", "vision_attention", "vision_keys", GRAPH)
 
 
 @dataclass(frozen=True)

@@ -67,6 +67,8 @@ class ModelFacts:
     decoder:        the decoder's config, from which ``vtprune.flops`` counts what its layers cost.
     halves:         indices of the layers that can be pruned in their middle; at others ``inside(layer)`` is served
                     before the next layer, if there is one.
+    used_layers:    of the vision tower, how many of the first make what the projector is given.
+    whole_layers:   indices of its layers in which all patches of an image look at each other; others have windows.
     """
 
     model_type: str
@@ -77,6 +79,8 @@ class ModelFacts:
     tower_layers: int = 0
     decoder: Any = None
     halves: frozenset[int] = frozenset()
+    used_layers: int = 0
+    whole_layers: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True)

@@ -6,6 +6,7 @@ A tap computes its scores from the input of an attention module just before that
 import inspect
 from collections.abc import Mapping, Sequence
 from contextvars import ContextVar
+from functools import partial
 from typing import Any
 
 import torch
@@ -14,7 +15,8 @@ from torch import Tensor, nn
 from vtprune.attention import Call, allowed_keys, attention_inputs
 from vtprune.compat import attention_kind
 from vtprune.families.base import Family, Source
-from vtprune.signals import CLASS_ROWS, PROJECTED, UNPROJECTED, Need, parse
+from vtprune.patches import PatchGraph, graphs_of, pictures_of
+from vtprune.signals import CLASS_ROWS, GRAPH, PROJECTED, UNPROJECTED, Need, parse
 from vtprune.unprojected import unprojected_of
 from vtprune_kernels.attention_columns import EVERYTHING, Visible, attention_columns
 
@@ -43,6 +45,12 @@ class VisionTap:
         inputs.pop("output_attentions", None)
         calls = attention_inputs(module, **inputs)
         for need in self.needs:
+            # Phi-4's tower is causal where no mask says otherwise, but not in eager attention (5.23)
+            causal = calls[0].causal and attention_kind(module.config) != "eager"
+            if need.name == GRAPH:
+                seen = collected.setdefault(need.text, {}).setdefault(self.layer, [])
+                seen.append(pictures_of(calls, inputs, causal, self.class_token, sum(shape[0] for _, shape in seen)))
+                continue
             if need.name == "head_weighted_cls":
                 score = head_weighted_rows(calls)
             elif need.name in CLASS_ROWS:
@@ -52,8 +60,6 @@ class VisionTap:
             elif need.name == "vision_keys":
                 score = torch.cat([call.key for call in calls], -2).transpose(-1, -2)
             else:
-                # Phi-4's tower is causal where no mask says otherwise, but not in eager attention (5.23)
-                causal = calls[0].causal and attention_kind(module.config) != "eager"
                 score = column_means(calls, inputs, causal)[:, None]
             score = score[..., 1:] if self.class_token else score
             collected.setdefault(need.text, {}).setdefault(self.layer, []).append(score)
@@ -199,6 +205,10 @@ def spread_signals(
             raise NotImplementedError(
                 f"{text!r} asks for layer {missing[0]} of the vision tower, which did not run. Ask for an earlier layer"
             )
+        if need.name == GRAPH:
+            for signals, graph in zip(out, _graphs(family, model, kind, arguments, layers, lengths), strict=True):
+                signals[text] = graph
+            continue
         scores = torch.stack([torch.cat(layers[layer % count]) for layer in need.where], 1)
         # the arrangement may interpolate, which half precision would blur
         wide = scores.to(torch.promote_types(scores.dtype, torch.float32)).flatten(1, -2)
@@ -207,3 +217,13 @@ def spread_signals(
             score = score.to(scores.dtype).unflatten(0, scores.shape[1:-1])
             signals[text] = score if need.name in CLASS_ROWS else score[0] if score.dim() > 3 else score[0, 0]
     return out
+
+
+def _graphs(
+    family: Family, model: nn.Module, kind: str, arguments: Mapping, layers: Mapping[int, list], lengths: Sequence[int]
+) -> list[PatchGraph]:
+    """The graph of each source, of what a tap saw in the one layer."""
+    [seen] = layers.values()
+    pictures = [picture for some, _ in seen for picture in some]
+    shape = (sum(tiles for _, (tiles, _) in seen), seen[0][1][1])
+    return graphs_of(pictures, shape, partial(family.spread, model, kind, arguments, lengths=lengths), lengths)

@@ -293,6 +293,7 @@ def test_made_up_videos_are_whole():
     for text, shape in (
         *[("last_query_attention", (576,)), ("text_attention", (5, 576)), ("vision_attention", (576,))],
         *[("cls_attention:-3,-2", (2, 16, 576)), ("cls_logits", (1, 16, 576)), ("cls_attention_joint", (576,))],
+        ("head_weighted_cls", (1, 16, 576)),
         *[("vision_keys", (16, 64, 576)), ("keys", (2, 576, 64)), ("text_keys", (2, 5, 64))],
         *[("unrotated_queries:peek", (14, 576, 64)), ("unrotated_keys:peek", (2, 576, 64))],
         *[("final_norm", (576, 8)), ("text_final_norm", (5, 8)), ("attention_rank", (576,))],

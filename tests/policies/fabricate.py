@@ -5,10 +5,12 @@ from __future__ import annotations
 from collections.abc import MutableMapping
 from dataclasses import dataclass
 from hashlib import blake2b
+from itertools import accumulate
 
 import torch
 from torch import Tensor
 
+from vtprune.patches import PatchGraph, Picture, graphs_of, joined
 from vtprune.tokens import BEFORE_LLM, Segment, Selection, VisualTokens
 
 HEADS = 2
@@ -102,6 +104,8 @@ class Sample:
             value = rows * self._random("norm", self.width).exp().to(rows)
         elif base == "projected_features":
             return self._projected()
+        elif base == "vision_graph":
+            return self._graph(name)
         else:
             raise NotImplementedError(
                 f"no made-up values for the signal {name!r}: add it to tests/policies/fabricate.py"
@@ -117,9 +121,22 @@ class Sample:
             found.append(wide.to(self.device, self.dtype))
         return tuple(found)
 
+    def _graph(self, name: str) -> PatchGraph:
+        """Every source is one picture, and each of its tokens one patch."""
+        lengths, pictures = [len(source.coords()) for source in LAYOUTS[self.layout]], []
+        for start, n in zip([0, *accumulate(lengths)], lengths, strict=False):
+            query, key = (
+                self._random(f"{name} {what} {start}", HEADS, n, 4).to(self.device, self.dtype) for what in ("q", "k")
+            )
+            pictures.append(Picture(query, key, 1.0, 0, torch.arange(start, start + n, device=self.device)))
+        graphs = graphs_of(pictures, (1, len(self)), lambda scores: scores[0].split(lengths, 1), lengths)
+        return joined(graphs)
+
     def _served(self, name: str, site: float, rows: Tensor):
         """A signal as far as it exists at a site, of the rows that are left."""
         value, (base, _, suffix) = self.signal(name), name.partition(":")
+        if base == "vision_graph":
+            return value.of(rows.cpu(), torch.device(self.device))
         if base in ("projected_features", "text_keys", "text_final_norm"):
             return value
         if base in ("keys", "unrotated_queries", "unrotated_keys", "final_norm"):
@@ -168,3 +185,11 @@ def serve(policy, sample: Sample) -> list[tuple[VisualTokens, Selection]]:
         served.append((tokens, selection))
         rows = rows[selection.keep]
     return served
+
+
+def tensors(signal: object) -> list[Tensor]:
+    """What a signal holds."""
+    if isinstance(signal, PatchGraph):
+        pictures = [picture for part in signal.parts for picture in part.encoded.pictures]
+        return [part.rows for part in signal.parts] + [x for one in pictures for x in (one.query, one.key)]
+    return [signal] if isinstance(signal, Tensor) else list(signal)

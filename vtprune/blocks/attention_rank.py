@@ -1,5 +1,7 @@
 """PageRank of the tokens of a prompt on the graph that a layer's sharpened attention is."""
 
+from collections.abc import Iterator
+
 import torch
 from torch import Tensor
 
@@ -29,24 +31,39 @@ def attention_rank(
 
     q: (B, H_q, N, d) after rotation. k: (B, H_k, N, d), H_k divides H_q. real: (B, N) bool, False for padding.
     """
-    start, per_key = real.float() / real.sum(1, keepdim=True).clamp(min=1), q.shape[1] // k.shape[1]
-    total, scale = torch.zeros_like(start), scale / temperature
-    walk = _walk_held if q.is_cpu and q.shape[0] * q.shape[2] * k.shape[2] <= HELD else _walk
-    for head in range(q.shape[1]):
-        query, key = q[:, head, None], k[:, head // per_key, None]
-        total += walk(query, key, start, steps, scale, visible).square()
+    total = torch.zeros(real.shape, device=real.device)
+    for share in head_shares(q, k, scale=scale / temperature, visible=visible, start=real.float(), steps=steps):
+        total += share.square()
     return (total / q.shape[1]).sqrt()
 
 
-def _walk(query: Tensor, key: Tensor, share: Tensor, steps: int, scale: float, visible: Visible) -> Tensor:
-    """(B, N) the shares after ``steps`` steps along one head. query, key: (B, 1, N, d)."""
+@torch.no_grad()
+def head_shares(q: Tensor, k: Tensor, *, scale: float, visible: Visible, start: Tensor, steps: int) -> Iterator[Tensor]:
+    """(B, N) float32 for each query head in turn: the shares after ``steps`` steps along its attention.
+
+    q, k:  as of ``attention_rank``. start: (B, N) float >= 0, what each token starts with; tokens with 0 get nothing.
+    """
+    gone, per_key = start == 0, q.shape[1] // k.shape[1]
+    start = start / start.sum(1, keepdim=True).clamp(min=torch.finfo(start.dtype).tiny)
+    walk = _walk_held if q.is_cpu and q.shape[0] * q.shape[2] * k.shape[2] <= HELD else _walk
+    for head in range(q.shape[1]):
+        query, key = q[:, head, None], k[:, head // per_key, None]
+        yield walk(query, key, start, gone, steps, scale, visible)
+
+
+def _walk(
+    query: Tensor, key: Tensor, share: Tensor, gone: Tensor, steps: int, scale: float, visible: Visible
+) -> Tensor:
+    """(B, N) the shares after ``steps`` steps along one head. query, key: (B, 1, N, d). gone: (B, N) bool."""
     lse = log_sum_exp(query, key, scale=scale, visible=visible)
     for _ in range(steps):
-        share = attention_columns(query, key, lse, scale=scale, visible=visible, weights=share)
+        share = attention_columns(query, key, lse, scale=scale, visible=visible, weights=share).masked_fill(gone, 0)
     return share
 
 
-def _walk_held(query: Tensor, key: Tensor, share: Tensor, steps: int, scale: float, visible: Visible) -> Tensor:
+def _walk_held(
+    query: Tensor, key: Tensor, share: Tensor, gone: Tensor, steps: int, scale: float, visible: Visible
+) -> Tensor:
     """The same by a map that is made once."""
     batch, _, n, _ = query.shape
     dtype = torch.promote_types(query.dtype, torch.float32)
@@ -64,5 +81,5 @@ def _walk_held(query: Tensor, key: Tensor, share: Tensor, steps: int, scale: flo
     for _ in range(steps):
         weight = share.to(dtype) * sees
         total = torch.bmm(weight[:, None], attention)[:, 0]
-        share = mean_or_zero(total, weight.sum(1, keepdim=True))
+        share = mean_or_zero(total, weight.sum(1, keepdim=True)).masked_fill(gone, 0)
     return share

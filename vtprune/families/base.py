@@ -52,7 +52,10 @@ class Source:
 
     def only(self, mask: Tensor) -> Source:
         """The tokens that reach the prompt, (n,) bool, in their old places."""
-        signals = {name: signal[..., mask.to(signal.device)] for name, signal in self.signals.items()}
+        signals = {
+            name: signal[..., mask.to(signal.device)] if isinstance(signal, Tensor) else signal.only(mask)
+            for name, signal in self.signals.items()
+        }
         return replace(self, coords=self.coords[mask], patch=self.patch[mask], signals=signals)
 
 
@@ -228,6 +231,13 @@ class Family:
             f"cannot find the attention modules in the vision tower of {type(model).__name__}; its family must define "
             "vision_layers, see vtprune/families/base.py"
         )
+
+    def whole_layers(self, model: nn.Module, kind: str = "image") -> Sequence[int] | None:
+        """The layers of the tower in which all patches of an image see each other, where others have windows; or None.
+
+        Patches of a window see each other alone.
+        """
+        return getattr(self.towers(model)[kind].config, "fullatt_block_indexes", None)
 
     def has_class_token(self, model: nn.Module, kind: str = "image") -> bool:
         """Whether the tower puts a class token before the patches of a tile."""
