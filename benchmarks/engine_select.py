@@ -15,7 +15,7 @@ from benchmarks.policies_given import Given
 from vtprune.attention import Call
 from vtprune.blocks.attention_rank import attention_rank
 from vtprune.families.base import grid_coords
-from vtprune.patches import graphs_of, pictures_of
+from vtprune.patches import patches_of, pictures_of
 from vtprune.policies.base import POLICIES, Policy
 from vtprune.signals import CLASS_ROWS, GRAPH, Need, needed
 from vtprune.tokens import Segment, Selection, VisualTokens
@@ -125,7 +125,7 @@ class Video:
             return torch.stack(layers)[..., rows]
         if need.name == GRAPH:
             pictures, size = pictures_of(self.tower, {}, causal=False, class_token=True)
-            [graph] = graphs_of(pictures, size, lambda x: [x.transpose(0, 1).flatten(1)], [len(self.hidden)])
+            [graph] = patches_of(pictures, size, lambda x: [x.transpose(0, 1).flatten(1)], [len(self.hidden)])
             return graph.of(rows, rows.device)
         if need.name == "cls_attention_joint":
             return joint_class_row(self.tower)[..., 1:].flatten()[rows]

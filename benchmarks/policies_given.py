@@ -20,7 +20,7 @@ from benchmarks.policies_scene import PATCHES
 from benchmarks.policies_shapes import Shape
 from vtprune.apply import merge_rows
 from vtprune.families.base import grid_coords
-from vtprune.patches import PatchGraph, Picture, graphs_of
+from vtprune.patches import Patches, Picture, patches_of
 from vtprune.policies.base import Policy
 from vtprune.signals import CLASS_ROWS, GRAPH, NORMED, TRANSITIONS, UNPROJECTED, Need, needed, row_layer
 from vtprune.tokens import Segment, Selection, VisualTokens
@@ -172,7 +172,7 @@ class Prompt:
         every = every.unflatten(0, (len(need.where), -1))
         return every if need.name == "head_weighted_cls" else every.to(self.dtype)
 
-    def graph(self, need: Need) -> PatchGraph:
+    def graph(self, need: Need) -> Patches:
         """Tiles of patches behind a class token, in the order of the tokens; or frames, patches alike in fours."""
         shape, clip = self.shape, self.shape.tower == "clip"
         if need.text not in self._made:
@@ -189,7 +189,7 @@ class Prompt:
             def spread(scores: Tensor) -> list[Tensor]:
                 return [scores.transpose(0, 1).flatten(1).unflatten(1, (-1, each)).mean(-1)]
 
-            [self._made[need.text]] = graphs_of(made, patches, spread, [shape.visual])
+            [self._made[need.text]] = patches_of(made, patches, spread, [shape.visual])
         return self._made[need.text]
 
     def _keys(self, need: Need, rows: Tensor) -> Tensor:

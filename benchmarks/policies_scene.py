@@ -19,7 +19,7 @@ from benchmarks.policies_shapes import Shape
 from vtprune.apply import merge_rows
 from vtprune.attention import Call, attention_inputs
 from vtprune.families.base import grid_coords
-from vtprune.patches import PatchGraph, graphs_of
+from vtprune.patches import Patches, patches_of
 from vtprune.policies.base import Policy
 from vtprune.rank import layer_rank
 from vtprune.rows import row_attention
@@ -55,7 +55,7 @@ class Scene:
         positions = torch.arange(shape.visual + shape.text, device=device)[None]
         self.rotary = LlamaRotaryEmbedding(config).to(device)(self.hidden, positions)
         self.tower, self.tower_inputs = self._clip() if shape.tower == "clip" else self._qwen()
-        self._found: dict[str, Tensor | Unprojected | PatchGraph] = {}
+        self._found: dict[str, Tensor | Unprojected | Patches] = {}
 
     def _noise(self, *size: int) -> Tensor:
         return torch.randn(size, generator=self.generator).to(self.device, self.dtype)
@@ -100,7 +100,7 @@ class Scene:
         """The queries and keys that the tower's module compares."""
         return attention_inputs(self.tower, **self.tower_inputs)
 
-    def from_tower(self, need: Need) -> Tensor | Unprojected | PatchGraph:
+    def from_tower(self, need: Need) -> Tensor | Unprojected | Patches:
         """A signal as ``SIGNALS`` has it, by the taps that sit on the tower's layers; its order is the tower's own."""
         if need.name == UNPROJECTED:
             return self._unprojected()
@@ -114,7 +114,7 @@ class Scene:
             COLLECTED.reset(token)
         if need.name == GRAPH:
             [[(pictures, size)]] = collected[need.text].values()
-            [graph] = graphs_of(pictures, size, lambda scores: [self._of_tokens(scores)], [self.shape.visual])
+            [graph] = patches_of(pictures, size, lambda scores: [self._of_tokens(scores)], [self.shape.visual])
             return graph
         # (tiles, heads or 1, patches), of keys (tiles, heads, d, patches)
         found = [torch.cat(collected[need.text][layer]) for layer in need.where]
@@ -137,7 +137,7 @@ class Scene:
     def projector(self) -> nn.Module:
         return self._built(nn.Linear(self.shape.tower_width, self.shape.width))
 
-    def remembered(self, need: Need) -> Tensor | Unprojected | PatchGraph:
+    def remembered(self, need: Need) -> Tensor | Unprojected | Patches:
         """``from_tower``, computed once for all who do not time it."""
         if need.text not in self._found:
             self._found[need.text] = self.from_tower(need)

@@ -38,17 +38,33 @@ class Picture:
         return EVERYTHING if self.allowed is None else Visible(allowed=self.allowed[None])
 
 
+@dataclass(frozen=True)
+class Pixels:
+    """The pixels of the patches of a tile, or of an image or video where they come in one sequence.
+
+    values: (n, 3, m) as the tower gets them, normalised: pixel / 255 = value * std + mean, channel by channel.
+    mean, std: three numbers each, as towers of this kind are trained with; None where that is not known.
+    tile, places: as of ``Picture``.
+    """
+
+    values: Tensor
+    mean: tuple[float, ...] | None
+    std: tuple[float, ...] | None
+    tile: int
+    places: Tensor
+
+
 @dataclass(frozen=True, eq=False)
 class Encoded:
     """What one encoder call showed of its patches.
 
-    pictures: which of them belong together.
+    pictures: which of them belong together, and what was seen of them: ``Picture``, or ``Pixels``.
     shape:    (tiles, patches), class tokens left out; a packed sequence is one tile.
     spread:   (tiles, C, patches) -> (C, n) for each source: means over the patches of its visual tokens.
     lengths:  n of each source.
     """
 
-    pictures: Sequence[Picture]
+    pictures: Sequence[Picture | Pixels]
     shape: tuple[int, int]
     spread: Callable[[Tensor], Sequence[Tensor]]
     lengths: Sequence[int]
@@ -56,7 +72,7 @@ class Encoded:
 
     @property
     def device(self) -> torch.device:
-        return self.pictures[0].query.device
+        return self.pictures[0].places.device
 
     def patches(self, source: int, marked: Tensor) -> Tensor:
         """(tiles, patches) bool: those that have a part in marked tokens (n,) bool of a source."""
@@ -84,8 +100,8 @@ class Part:
     rows: Tensor
 
     @torch.no_grad()
-    def scores(self, score: Callable[[Picture, Tensor], Tensor], alive: Tensor | None) -> Tensor:
-        """As ``PatchGraph.scores``. alive: (n',) bool or None."""
+    def scores(self, score: Callable[[Any, Tensor], Tensor], alive: Tensor | None) -> Tensor:
+        """As ``Patches.scores``. alive: (n',) bool or None."""
         encoded, nodes = self.encoded, None
         if alive is not None:
             marked = torch.zeros(encoded.lengths[self.source], dtype=torch.bool, device=encoded.device)
@@ -108,8 +124,8 @@ class Part:
 
 
 @dataclass(frozen=True)
-class PatchGraph:
-    """Who looks at whom in one layer of the vision tower, patch by patch, for the visual tokens of a sample.
+class Patches:
+    """What was seen of the patches behind the visual tokens of a sample: who looks at whom in a layer, or pixels.
 
     parts:  its images and videos, in prompt order. device: of the visual tokens.
     """
@@ -117,7 +133,7 @@ class PatchGraph:
     parts: tuple[Part, ...]
     device: torch.device
 
-    def scores(self, score: Callable[[Picture, Tensor], Tensor], alive: Tensor | None = None) -> Tensor:
+    def scores(self, score: Callable[[Any, Tensor], Tensor], alive: Tensor | None = None) -> Tensor:
         """(N,) float32: the mean over the patches of each token of what ``score`` says of them.
 
         score: gets a picture and (n,) bool, which of its patches are there, the class token among them -> (n,) float.
@@ -128,7 +144,7 @@ class PatchGraph:
         some = [None] * len(sizes) if alive is None else alive.split(sizes)
         return torch.cat([part.scores(score, a) for part, a in zip(self.parts, some, strict=True)]).to(self.device)
 
-    def of(self, rows: Tensor, device: torch.device) -> PatchGraph:
+    def of(self, rows: Tensor, device: torch.device) -> Patches:
         """Of some ascending rows (N',), on a device."""
         parts, start = [], 0
         for part in self.parts:
@@ -136,24 +152,24 @@ class PatchGraph:
             inside = rows[(rows >= start) & (rows < stop)] - start
             parts.append(replace(part, rows=part.rows[inside.to(part.rows.device)]))
             start = stop
-        return PatchGraph(tuple(parts), device)
+        return Patches(tuple(parts), device)
 
-    def only(self, mask: Tensor) -> PatchGraph:
+    def only(self, mask: Tensor) -> Patches:
         """Of the tokens that reach the prompt, (n,) bool."""
         return self.of(mask.nonzero().flatten(), self.device)
 
 
-def joined(parts: Sequence[PatchGraph]) -> PatchGraph:
+def joined(parts: Sequence[Patches]) -> Patches:
     """Several images and videos as one sample, in prompt order."""
-    return PatchGraph(tuple(part for graph in parts for part in graph.parts), parts[0].device)
+    return Patches(tuple(part for graph in parts for part in graph.parts), parts[0].device)
 
 
-def graphs_of(
-    pictures: Sequence[Picture], shape: tuple[int, int], spread: Callable, lengths: Sequence[int]
-) -> list[PatchGraph]:
-    """The graph of each source of one encoder call."""
+def patches_of(
+    pictures: Sequence[Picture | Pixels], shape: tuple[int, int], spread: Callable, lengths: Sequence[int]
+) -> list[Patches]:
+    """What was seen of each source of one encoder call."""
     encoded = Encoded(pictures, shape, spread, lengths)
-    return [PatchGraph((Part(encoded, i, torch.arange(n)),), encoded.device) for i, n in enumerate(lengths)]
+    return [Patches((Part(encoded, i, torch.arange(n)),), encoded.device) for i, n in enumerate(lengths)]
 
 
 def pictures_of(

@@ -14,10 +14,11 @@ from vtprune.cache import PrunedLayer, PrunedStaticLayer, live_layer
 from vtprune.compat import compared_keys
 from vtprune.forward import CURRENT, Forward
 from vtprune.parts import last_norm, mixer_of, mlp_of
+from vtprune.pixels import pixel_hooks
 from vtprune.rank import RANK, layer_rank, real_rows
 from vtprune.records import SiteRecord
 from vtprune.rows import row_attention
-from vtprune.signals import GRAPH, PROJECTED, ROTARY, UNPROJECTED, Need, needed, row_layer
+from vtprune.signals import GRAPH, PIXELS, PROJECTED, ROTARY, UNPROJECTED, Need, needed, row_layer
 from vtprune.tokens import site_name
 from vtprune.transition import Transitions, physical
 from vtprune.unprojected import joined, unprojected_hooks
@@ -52,8 +53,9 @@ class Sight:
 
     def tower_hooks(self, model: nn.Module) -> list:
         """(module, pre-hook) pairs on the vision tower."""
-        texts = [need.text for need in self.needs if need.kind == "tower"]
-        return vision_taps(self.pruner.family, model, texts) if texts else []
+        texts, family = [need.text for need in self.needs if need.kind == "tower"], self.pruner.family
+        pixels = pixel_hooks(family, model, _pixels) if PIXELS in texts else []
+        return pixels + (vision_taps(family, model, texts) if texts else [])
 
     def projector_hooks(self, model: nn.Module) -> list:
         """(module, hook) pairs on the projector, and on layers of the tower before it."""
@@ -138,7 +140,7 @@ class Sight:
             )
         if need.name == PROJECTED:
             return tuple(feature.to(device) for feature in seen)
-        if need.name == GRAPH:
+        if need.name in (GRAPH, PIXELS):
             return patches.joined(seen).of(sample.offered[sample.alive], device)
         if need.name == UNPROJECTED:
             return joined(seen).of(sample.offered[sample.alive], device)
@@ -282,6 +284,12 @@ def _unprojected() -> dict[int, list[Tensor]] | None:
     """Where the projector's taps put what they see; None while nobody collects."""
     collected = COLLECTED.get()
     return None if collected is None else collected.setdefault(UNPROJECTED, {})
+
+
+def _pixels() -> list[Tensor] | None:
+    """The same for the taps where pixels come in."""
+    collected = COLLECTED.get()
+    return None if collected is None else collected.setdefault(PIXELS, {}).setdefault(0, [])
 
 
 class Signals(Mapping):

@@ -15,6 +15,7 @@ from torch import nn
 
 from vtprune.families.base import Family
 from vtprune.parts import last_norm
+from vtprune.pixels import pixel_hooks
 from vtprune.tokens import BEFORE_LLM, site_name
 from vtprune.unrotated import UNROTATED
 
@@ -30,7 +31,8 @@ SIGNALS: dict[str, str] = {
     "cls_attention_joint": "(N,) in the tower's dtype: the class token's attention where all heads are taken as one",
     "vision_attention": "(N,) float32: what a visual token gets in a tower layer, mean over heads and patches",
     "vision_keys": "(heads, d, N) in the tower's dtype: the key of each visual token in a tower layer",
-    "vision_graph": "vtprune.patches.PatchGraph: who looks at whom in a tower layer, patch by patch",
+    "vision_graph": "vtprune.patches.Patches: who looks at whom in a tower layer, patch by patch",
+    "pixels": "vtprune.patches.Patches: the pixels of each patch, as the tower gets them",
     "unprojected": "vtprune.unprojected.Unprojected: what the projector was given, class tokens, the projector",
     "projected_features": "one (frames, patches, D) for each segment: what the projector gave, before any pooling",
     "keys": "(H_kv, N, d) in the model's dtype: the key of each visual token in a decoder layer, rotated to its place",
@@ -61,6 +63,7 @@ NORMED = ("final_norm", "text_final_norm")
 PROJECTED = "projected_features"
 UNPROJECTED = "unprojected"
 GRAPH = "vision_graph"
+PIXELS = "pixels"
 TRANSITIONS = ("transition", "transition_unsigned")
 _TOWER_DEFAULT = {
     "cls_attention": (-2,),
@@ -122,7 +125,7 @@ def parse(need: str) -> Need:
         return Need(need, name, layers[0] if layers else place or None)
     if name in TRANSITIONS and (min(layers, default=-1) < 0 or len(set(layers)) < len(layers)):
         raise ValueError(f"cannot read {need!r}: {_places(name)}")
-    if name in (PROJECTED, UNPROJECTED, *NORMED):
+    if name in (PROJECTED, UNPROJECTED, PIXELS, *NORMED):
         if colon:
             raise ValueError(f"cannot read {need!r}: {name!r} comes from one place and takes none")
         return Need(need, name, ())
@@ -206,6 +209,8 @@ def check_needs(policy: Any, family: Family, model: nn.Module) -> tuple[Need, ..
             _check_projected(need, family, model)
         elif need.name == UNPROJECTED:
             _check_unprojected(need, family, model)
+        elif need.name == PIXELS:
+            _check_pixels(need, family, model)
         elif need.kind == "tower":
             _check_tower(need, family, model)
         elif last_norm(family.decoder(model)) is None:
@@ -263,6 +268,14 @@ def _check_unprojected(need: Need, family: Family, model: nn.Module) -> None:
         raise ValueError(
             f"{need.text!r} is what the projector is given for each visual token, and {type(model).__name__} has no "
             "projector that takes one row for each: use the visual tokens themselves"
+        )
+
+
+def _check_pixels(need: Need, family: Family, model: nn.Module) -> None:
+    if not pixel_hooks(family, model):
+        raise ValueError(
+            f"{need.text!r} are seen where the vision tower cuts them into patches, by a convolution that no two "
+            f"patches share pixels of, and {type(model).__name__} has none: choose options that look at no pixels"
         )
 
 

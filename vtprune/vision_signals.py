@@ -15,8 +15,9 @@ from torch import Tensor, nn
 from vtprune.attention import Call, allowed_keys, attention_inputs
 from vtprune.compat import attention_kind
 from vtprune.families.base import Family, Source
-from vtprune.patches import PatchGraph, graphs_of, pictures_of
-from vtprune.signals import CLASS_ROWS, GRAPH, PROJECTED, UNPROJECTED, Need, parse
+from vtprune.patches import Patches, patches_of, pictures_of
+from vtprune.pixels import pixels_of
+from vtprune.signals import CLASS_ROWS, GRAPH, PIXELS, PROJECTED, UNPROJECTED, Need, parse
 from vtprune.unprojected import unprojected_of
 from vtprune_kernels.attention_columns import EVERYTHING, Visible, attention_columns
 
@@ -187,13 +188,17 @@ def spread_signals(
     patches, D), or what there is unprojected.
     """
     out: list[dict[str, Tensor]] = [{} for _ in sources]
-    count = len(family.vision_layers(model, kind)) if set(collected) - {PROJECTED, UNPROJECTED} else 0
+    count = len(family.vision_layers(model, kind)) if set(collected) - {PROJECTED, UNPROJECTED, PIXELS} else 0
     for text, layers in collected.items():
         need, lengths = parse(text), [len(source) for source in sources]
         if need.name == PROJECTED:
             features = family.projected(model, kind, arguments, torch.cat(layers[0]), lengths)
             for signals, feature in zip(out, features, strict=True):
                 signals[text] = feature
+            continue
+        if need.name == PIXELS:
+            for signals, part in zip(out, pixels_of(family, model, kind, arguments, layers[0], lengths), strict=True):
+                signals[text] = part
             continue
         if need.name == UNPROJECTED:
             parts = unprojected_of(family, model, kind, arguments, layers, sources)
@@ -206,7 +211,7 @@ def spread_signals(
                 f"{text!r} asks for layer {missing[0]} of the vision tower, which did not run. Ask for an earlier layer"
             )
         if need.name == GRAPH:
-            for signals, graph in zip(out, _graphs(family, model, kind, arguments, layers, lengths), strict=True):
+            for signals, graph in zip(out, _patches(family, model, kind, arguments, layers, lengths), strict=True):
                 signals[text] = graph
             continue
         scores = torch.stack([torch.cat(layers[layer % count]) for layer in need.where], 1)
@@ -219,11 +224,11 @@ def spread_signals(
     return out
 
 
-def _graphs(
+def _patches(
     family: Family, model: nn.Module, kind: str, arguments: Mapping, layers: Mapping[int, list], lengths: Sequence[int]
-) -> list[PatchGraph]:
+) -> list[Patches]:
     """The graph of each source, of what a tap saw in the one layer."""
     [seen] = layers.values()
     pictures = [picture for some, _ in seen for picture in some]
     shape = (sum(tiles for _, (tiles, _) in seen), seen[0][1][1])
-    return graphs_of(pictures, shape, partial(family.spread, model, kind, arguments, lengths=lengths), lengths)
+    return patches_of(pictures, shape, partial(family.spread, model, kind, arguments, lengths=lengths), lengths)

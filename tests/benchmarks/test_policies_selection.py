@@ -12,7 +12,7 @@ from benchmarks.policies_rows import make
 from benchmarks.policies_scene import Scene, State, Stop, record, signals
 from benchmarks.policies_shapes import QUICK, Product, prefill_flops
 from benchmarks.policies_table import SIZES, by_policy, summary, tables
-from vtprune.patches import PatchGraph
+from vtprune.patches import Patches
 from vtprune.policies.base import POLICIES, pruning_policies
 from vtprune.signals import needed
 from vtprune.transition import Transitions
@@ -167,7 +167,7 @@ def described(signal):
             signal.project(signal.features).shape,
             len(signal.classes),
         ]
-    if isinstance(signal, PatchGraph):
+    if isinstance(signal, Patches):
         [part] = signal.parts
         pictures = [
             (p.query.shape, p.key.shape, p.query.dtype, p.tile, p.places.tolist()) for p in part.encoded.pictures

@@ -10,7 +10,7 @@ from itertools import accumulate
 import torch
 from torch import Tensor
 
-from vtprune.patches import PatchGraph, Picture, graphs_of, joined
+from vtprune.patches import Patches, Picture, joined, patches_of
 from vtprune.tokens import BEFORE_LLM, Segment, Selection, VisualTokens
 
 HEADS = 2
@@ -121,7 +121,7 @@ class Sample:
             found.append(wide.to(self.device, self.dtype))
         return tuple(found)
 
-    def _graph(self, name: str) -> PatchGraph:
+    def _graph(self, name: str) -> Patches:
         """Every source is one picture, and each of its tokens one patch."""
         lengths, pictures = [len(source.coords()) for source in LAYOUTS[self.layout]], []
         for start, n in zip([0, *accumulate(lengths)], lengths, strict=False):
@@ -129,7 +129,7 @@ class Sample:
                 self._random(f"{name} {what} {start}", HEADS, n, 4).to(self.device, self.dtype) for what in ("q", "k")
             )
             pictures.append(Picture(query, key, 1.0, 0, torch.arange(start, start + n, device=self.device)))
-        graphs = graphs_of(pictures, (1, len(self)), lambda scores: scores[0].split(lengths, 1), lengths)
+        graphs = patches_of(pictures, (1, len(self)), lambda scores: scores[0].split(lengths, 1), lengths)
         return joined(graphs)
 
     def _served(self, name: str, site: float, rows: Tensor):
@@ -189,7 +189,7 @@ def serve(policy, sample: Sample) -> list[tuple[VisualTokens, Selection]]:
 
 def tensors(signal: object) -> list[Tensor]:
     """What a signal holds."""
-    if isinstance(signal, PatchGraph):
+    if isinstance(signal, Patches):
         pictures = [picture for part in signal.parts for picture in part.encoded.pictures]
         return [part.rows for part in signal.parts] + [x for one in pictures for x in (one.query, one.key)]
     return [signal] if isinstance(signal, Tensor) else list(signal)

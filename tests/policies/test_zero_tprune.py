@@ -8,7 +8,7 @@ from tests import tiny
 from tests.policies.fabricate import Sample
 from tests.test_patches import literal_votes, of_maps
 from vtprune.families.base import family_of
-from vtprune.patches import graphs_of
+from vtprune.patches import patches_of
 from vtprune.policies.zero_tprune import ZeroTPrune, duplicates
 from vtprune.tokens import ModelFacts, Segment, VisualTokens
 
@@ -18,7 +18,7 @@ NEEDS = ("vision_graph:-1", "vision_keys:-1")
 def tokens_of(maps, keys):
     """One image with softmax maps (H, n, n) and keys (n, d)."""
     n = len(keys)
-    [graph] = graphs_of([of_maps(maps)], (1, n), lambda scores: [scores[0]], [n])
+    [graph] = patches_of([of_maps(maps)], (1, n), lambda scores: [scores[0]], [n])
     hidden = torch.zeros(n, 2)
     return VisualTokens(
         hidden, hidden[:1], (Segment(slice(0, n)),), dict(zip(NEEDS, (graph, keys.T[None]), strict=True))

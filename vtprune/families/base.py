@@ -15,6 +15,17 @@ from vtprune.parts import norm_before
 FAMILIES: dict[str, Family] = {}
 """Families by ``config.model_type``; the dict is the listing."""
 
+_CLIP = ((0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711))
+_IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+_HALF = ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
+PIXEL_SCALES = {
+    ("clip_vision_model", "pixtral", "qwen2_vl_vision", "qwen2_5_vl_vision", "qwen2_5_omni_vision_encoder"): _CLIP,
+    ("glm4v_vision",): _CLIP,
+    ("siglip_vision_model", "idefics3_vision", "smolvlm_vision", "qwen3_vl_vision", "qwen3_vl_moe_vision"): _HALF,
+    ("internvl_vision",): _IMAGENET,
+}
+"""The mean and standard deviation of pixels / 255 that published processors take, by ``model_type`` of the tower."""
+
 
 @dataclass(frozen=True)
 class Source:
@@ -238,6 +249,22 @@ class Family:
         Patches of a window see each other alone.
         """
         return getattr(self.towers(model)[kind].config, "fullatt_block_indexes", None)
+
+    def pixel_scale(self, model: nn.Module, kind: str = "image") -> tuple[tuple, tuple] | None:
+        """Mean and standard deviation by which processors for this tower normalise pixels / 255; None if not known."""
+        tower = getattr(getattr(self.towers(model)[kind], "config", None), "model_type", None)
+        return next((scale for towers, scale in PIXEL_SCALES.items() if tower in towers), None)
+
+    def spread_pixels(
+        self, model: nn.Module, kind: str, arguments: Mapping, scores: Tensor, lengths: Sequence[int]
+    ) -> list[Tensor]:
+        """As ``spread``, of patches in the order in which their pixels come into the tower."""
+        if type(self).spread is not Family.spread:
+            raise NotImplementedError(
+                f"no rule says which pixels {type(model).__name__} makes which visual token of: choose options that "
+                "look at no pixels, or define spread_pixels, see vtprune/families/base.py"
+            )
+        return self.spread(model, kind, arguments, scores, lengths)
 
     def has_class_token(self, model: nn.Module, kind: str = "image") -> bool:
         """Whether the tower puts a class token before the patches of a tile."""

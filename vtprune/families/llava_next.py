@@ -86,6 +86,11 @@ class LlavaNext(Family):
         packed = self.pack(model, arguments, tiles, scores.new_zeros(scores.shape[1]))
         return [score.T for score in packed]
 
+    def spread_pixels(
+        self, model: nn.Module, kind: str, arguments: Mapping, scores: Tensor, lengths: Sequence[int]
+    ) -> list[Tensor]:
+        return self.spread(model, kind, arguments, scores, lengths)
+
     def spread_video(
         self, model: nn.Module, arguments: Mapping, scores: Tensor, lengths: Sequence[int]
     ) -> list[Tensor]:

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 
+import torch
 from torch import Tensor, nn
 
 from vtprune.families.base import Family, Source, grid_means, grid_source, register
@@ -29,3 +30,13 @@ class Mistral3(Family):
         # the images lie one after the other in one sequence
         parts = scores[0].split([h * w for h, w in sizes], 1)
         return [grid_means(part, h, w, merge) for part, (h, w) in zip(parts, sizes, strict=True)]
+
+    def spread_pixels(
+        self, model: nn.Module, kind: str, arguments: Mapping, scores: Tensor, lengths: Sequence[int]
+    ) -> list[Tensor]:
+        # pixels of images that are smaller than the largest are padded on the right and below
+        patch = self.base(model).config.vision_config.patch_size
+        padded = scores.unflatten(2, (-1, arguments["pixel_values"].shape[-1] // patch))
+        sizes = [(int(h) // patch, int(w) // patch) for h, w in arguments["image_sizes"]]
+        parts = [image[:, :h, :w].flatten(1) for image, (h, w) in zip(padded, sizes, strict=True)]
+        return self.spread(model, kind, arguments, torch.cat(parts, 1)[None], lengths)

@@ -25,16 +25,26 @@ class QwenVL(Family):
         self, model: nn.Module, kind: str, arguments: Mapping, scores: Tensor, lengths: Sequence[int]
     ) -> list[Tensor]:
         config = self.base(model).config.vision_config
-        merge, window = config.spatial_merge_size, getattr(config, "window_size", None)
-        # the tower keeps the patches of one token together
-        tokens = scores[0].unflatten(1, (-1, merge**2)).mean(2)
-        grids = [(t, h // merge, w // merge) for t, h, w in arguments[f"{kind}_grid_thw"].tolist()]
-        parts = tokens.split([t * h * w for t, h, w in grids], 1)
+        window = getattr(config, "window_size", None)
+        parts = QwenVL.spread_pixels(self, model, kind, arguments, scores, lengths)
         if window is None:
-            return list(parts)
-        side = window // merge // config.patch_size
+            return parts
+        grids, side = self._grids(model, kind, arguments), window // config.spatial_merge_size // config.patch_size
         orders = [window_order(t, h, w, side).to(scores.device) for t, h, w in grids]
         return [part[:, order.argsort()] for part, order in zip(parts, orders)]
+
+    def spread_pixels(
+        self, model: nn.Module, kind: str, arguments: Mapping, scores: Tensor, lengths: Sequence[int]
+    ) -> list[Tensor]:
+        merge = self.base(model).config.vision_config.spatial_merge_size
+        # the tower keeps the patches of one token together
+        tokens = scores[0].unflatten(1, (-1, merge**2)).mean(2)
+        return list(tokens.split([t * h * w for t, h, w in self._grids(model, kind, arguments)], 1))
+
+    def _grids(self, model: nn.Module, kind: str, arguments: Mapping) -> list[tuple[int, int, int]]:
+        """In tokens."""
+        merge = self.base(model).config.vision_config.spatial_merge_size
+        return [(t, h // merge, w // merge) for t, h, w in arguments[f"{kind}_grid_thw"].tolist()]
 
 
 def window_order(t: int, h: int, w: int, side: int) -> Tensor:
