@@ -12,7 +12,8 @@ from vtprune.blocks.share import Share
 from vtprune.cache_profile import CacheProfile
 from vtprune.cached import CachedLayer, CachedPrompt, Eviction, Evictions
 from vtprune.clip_question import ClipQuestion
-from vtprune.policies.base import POLICIES, Policy, ScorePolicy, register
+from vtprune.mass_threshold import MassThreshold
+from vtprune.policies.base import POLICIES, Policy, Ranked, ScorePolicy, register
 from vtprune.policies.cache_base import CachePolicy
 from vtprune.seconds import frame_times
 from vtprune.then import Then
@@ -33,9 +34,11 @@ __all__ = [
     "ClipQuestion",
     "Eviction",
     "Evictions",
+    "MassThreshold",
     "ModelFacts",
     "POLICIES",
     "Policy",
+    "Ranked",
     "ScorePolicy",
     "Segment",
     "Selection",

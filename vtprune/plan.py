@@ -112,6 +112,7 @@ def facts_of(model: nn.Module, family: Family) -> ModelFacts:
         halves=_halves(decoder, (inside(layer) for layer in range(len(decoder.layers)))),
         used_layers=_used_layers(model, layers),
         whole_layers=tuple(layer for layer in range(layers) if _is_whole(model, family, layer)),
+        linear=family.linear_layers(model),
     )
 
 

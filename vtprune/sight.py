@@ -10,11 +10,13 @@ from torch import Tensor, nn
 
 from vtprune import patches
 from vtprune.attention import attention_inputs, rotated_ones
+from vtprune.blocks.probe_rows import probe_rows
 from vtprune.cache import PrunedLayer, PrunedStaticLayer, live_layer
 from vtprune.compat import compared_keys
 from vtprune.forward import CURRENT, Forward
 from vtprune.parts import last_norm, mixer_of, mlp_of
 from vtprune.pixels import pixel_hooks
+from vtprune.probes import PROBED, probe_attention
 from vtprune.rank import RANK, layer_rank, real_rows
 from vtprune.records import SiteRecord
 from vtprune.rows import row_attention
@@ -211,6 +213,8 @@ class Sight:
         places = physical(columns, b, self._logical(forward, b).to(attention.device)) + offset
         if need.name == "last_query_attention":
             return attention[b, 0, places]
+        if need.name == PROBED:
+            return attention[b][:, places]
         return attention[b][..., : len(forward.samples[b].row.text), :][..., places]
 
     def _rank(self, forward: Forward, layer, b: int) -> Tensor:
@@ -227,17 +231,27 @@ class Sight:
         return rank[b, physical(columns, b, self._logical(forward, b).to(rank.device))]
 
     def _attention(self, forward: Forward, need: Need, index: int, peek: bool, inputs: Mapping, columns) -> Tensor:
-        """(B, R, K) rows of the wanted text tokens over all keys, past ones included."""
+        """(B, R, K) rows of the wanted text tokens over all keys, past ones included; of probe rows their sums."""
         attn, hidden = self.pruner.layers[index].self_attn, inputs["hidden_states"]
+        keys, mask = self._keys(attn, inputs, index, peek), inputs.get("attention_mask")
+        biased = _biased(forward, inputs, index)
+        if need.name == PROBED:
+            rows = self._probed(forward, need, index, columns, hidden.device)
+            return probe_attention(attn, inputs, rows, mask, keys, biased=biased)
         last = need.name == "last_query_attention"
         wanted = [sample.row.text[-1:] if last else sample.row.text for sample in forward.samples]
         most = max(len(rows) for rows in wanted)
         padded = [torch.cat([rows, rows[-1:].expand(most - len(rows))]) for rows in wanted]
         rows = torch.stack([physical(columns, b, row.to(hidden.device)) for b, row in enumerate(padded)])
-        keys = self._keys(attn, inputs, index, peek)
-        biased = _biased(forward, inputs, index)
-        mask = inputs.get("attention_mask")
         return row_attention(attn, inputs, rows, mask, keys, biased=biased, reduce=need.over_heads)
+
+    def _probed(self, forward: Forward, need: Need, index: int, columns, device: torch.device) -> list[Tensor]:
+        """The physical rows of each sample's probe rows, in a layer that sees ``columns``."""
+        columns = None if columns is None else columns.to(device)
+        real = real_rows(torch.stack([row.real for row in forward.layout.rows]).to(device), columns).cpu()
+        there = [rows.nonzero().flatten() for rows in real]
+        seeds = [row.seed for row in forward.layout.rows]
+        return [rows[probe_rows(len(rows), need.probes, seed, index)] for rows, seed in zip(there, seeds, strict=True)]
 
     def _keys(self, attn: nn.Module, inputs: Mapping, index: int, peek: bool) -> Tensor | None:
         """The keys of the layer, past ones first; None: compute those of this forward, there are no others."""

@@ -2,20 +2,23 @@
 
 A need is a name of ``SIGNALS``, with a colon and a place where the default is not meant:
 ``last_query_attention``, ``last_query_attention:peek``, ``text_attention:3``, ``cls_attention:-4,-3,-2``,
-``vision_attention:-1``. Nothing is computed that no policy asked for.
+``vision_attention:-1``; and for ``probe_attention`` with the rows to look from, where the default is not meant:
+``probe_attention@32,32,1`` or ``probe_attention:peek@all``. Nothing is computed that no policy asked for.
 """
 
 import difflib
 import math
 from collections.abc import Collection, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from torch import nn
 
+from vtprune.blocks.probe_rows import Probes
 from vtprune.families.base import Family
 from vtprune.parts import last_norm
 from vtprune.pixels import pixel_hooks
+from vtprune.probes import PROBED
 from vtprune.tokens import BEFORE_LLM, site_name
 from vtprune.unrotated import UNROTATED
 
@@ -24,6 +27,7 @@ SIGNALS: dict[str, str] = {
     "text_attention": "(M, N) float32: what each text token pays to each visual token, mean over heads",
     "text_attention_max": "(M, N) float32: the same, of all heads the one that pays most to it",
     "text_attention_heads": "(H, M, N) float32: the same, head by head",
+    PROBED: "(2, N) float32: what probe rows pay to each visual token, summed, mean over heads; how many may see it",
     "attention_rank": "(N,) float32: PageRank of each visual token along the sharpened attention of all tokens",
     "cls_attention": "(layers, heads, N) in the tower's dtype: what the tower's class token pays to each visual token",
     "cls_logits": "(layers, heads, N) in the tower's dtype: the same before the softmax, scaled as there",
@@ -45,17 +49,18 @@ SIGNALS: dict[str, str] = {
     "transition": "(layers run, N) in the model's dtype: how much attention and MLP change each token, by 1 - cosine",
     "transition_unsigned": "the same by 1 - |cosine|",
 }
-"""Signals by name. The first five are of a decoder layer's attention: the layer before the site, just run, or
-``:peek``, the layer at the site before it runs, or ``:<index>``, a layer that has run; so are keys. The next seven
-come from the vision tower: ``:<layer>``, or for the first three ``:<layer>,<layer>``, negative ones counted from the
-end; by default -1 for ``cls_attention_joint``, ``vision_attention`` and ``vision_graph``, else -2. Where several
-patches make one visual token their mean is given; tokens that are no patches have 0. A head's share of a token is that
-of its part of the layer's output, by length; the mean over heads of ``head_weighted_cls`` is the sum of attention times
-share. Projected features come from the projector of families that pool after it. The last two are seen in the decoder
-layers named, as in ``transition:6,7,8``, as far as those have run."""
+"""Signals by name. The first six are of a decoder layer's attention: the layer before the site, just run, or ``:peek``,
+the layer at the site before it runs, or ``:<index>``, a layer that has run; so are keys. Probe rows are the 64 last
+tokens and 64 others, or ``@<last>,<others>,<seed of the draw>``, or ``@all`` tokens. The next seven come from the vision
+tower: ``:<layer>``, or for the first three ``:<layer>,<layer>``, negative ones counted from the end; by default -1 for
+``cls_attention_joint``, ``vision_attention`` and ``vision_graph``, else -2. Where several patches make one visual token
+their mean is given; tokens that are no patches have 0. A head's share of a token is that of its part of the layer's
+output, by length; the mean over heads of ``head_weighted_cls`` is the sum of attention times share. Projected features
+come from the projector of families that pool after it. The last two are seen in the decoder layers named, as in
+``transition:6,7,8``, as far as those have run."""
 
 _OVER_HEADS = {"text_attention_max": "largest", "text_attention_heads": "none"}
-DECODER_ROWS = ("last_query_attention", "text_attention", *_OVER_HEADS, "attention_rank")
+DECODER_ROWS = ("last_query_attention", "text_attention", *_OVER_HEADS, PROBED, "attention_rank")
 CLASS_ROWS = ("cls_attention", "cls_logits", "head_weighted_cls")
 ROTARY = "text_rotary"
 KEYS = ("keys", "text_keys", *UNROTATED, ROTARY)
@@ -85,11 +90,13 @@ class Need:
     name:  a name of ``SIGNALS``.
     where: decoder rows and keys: None (the layer before the site), "peek" or the index of a layer.
            vision tower and transitions: the layers, in the order asked. projected features, last norm: ().
+    probes: the rows to look from.
     """
 
     text: str
     name: str
     where: int | str | tuple[int, ...] | None
+    probes: Probes = Probes()
 
     @property
     def kind(self) -> Literal["rows", "keys", "norm", "transition", "tower"]:
@@ -110,8 +117,11 @@ class Need:
 
 def parse(need: str) -> Need:
     """Reads a need. Raises ValueError that lists the signals, or the ways to say where."""
-    name, colon, place = need.partition(":")
-    if name not in SIGNALS:
+    asked, at, rows = need.partition("@")
+    name, colon, place = asked.partition(":")
+    if name == PROBED and at:
+        return _probed(need, asked, rows)
+    if name not in SIGNALS or at:
         close = difflib.get_close_matches(name, SIGNALS, 1)
         hint = f"did you mean {close[0]!r}? " if close else ""
         raise ValueError(f"unknown signal {need!r}; {hint}known: {', '.join(SIGNALS)}")
@@ -132,6 +142,13 @@ def parse(need: str) -> Need:
     if place == "peek" or (name in _ONE_TOWER_LAYER and len(layers) > 1):
         raise ValueError(f"cannot read {need!r}: {_places(name)}")
     return Need(need, name, layers or _TOWER_DEFAULT.get(name, ()))
+
+
+def _probed(need: str, asked: str, rows: str) -> Need:
+    try:
+        return replace(parse(asked), text=need, probes=Probes.read(rows))
+    except ValueError:
+        raise ValueError(f"cannot read {need!r}: {_places(PROBED)}, and '@64,64,0' or '@all' behind it") from None
 
 
 def _places(name: str) -> str:

@@ -69,6 +69,7 @@ class ModelFacts:
                     before the next layer, if there is one.
     used_layers:    of the vision tower, how many of the first make what the projector is given.
     whole_layers:   indices of its layers in which all patches of an image look at each other; others have windows.
+    linear:         indices of the layers without attention, which keep a state.
     """
 
     model_type: str
@@ -81,6 +82,7 @@ class ModelFacts:
     halves: frozenset[int] = frozenset()
     used_layers: int = 0
     whole_layers: tuple[int, ...] = ()
+    linear: frozenset[int] = frozenset()
 
 
 @dataclass(frozen=True)

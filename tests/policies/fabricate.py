@@ -73,12 +73,16 @@ class Sample:
 
     def signal(self, name: str) -> Tensor:
         """A signal of the unpruned sample, (..., N): rows of a softmax over all keys, cut to the visual tokens."""
-        base, _, suffix = name.partition(":")
+        base, _, suffix = name.partition("@")[0].partition(":")
         n, m = len(self), self.n_text
         if base in ("last_query_attention", "attention_rank"):
             value = self._random(name, n + m).mul(3).softmax(-1)[:n]
         elif base in ("text_attention", "text_attention_max"):
             value = self._random(name, m, n + m).mul(3).softmax(-1)[:, :n]
+        elif base == "probe_attention":
+            paid = self._random(name, n + m, n + m).mul(3).masked_fill(torch.ones(n + m, n + m).triu(1) > 0, -torch.inf)
+            seen = torch.arange(n + m, m, -1)  # a column is seen by its own row and those behind it
+            value = torch.stack([paid.softmax(-1).sum(0)[:n], seen.float()])
         elif base == "text_attention_heads":
             value = self._random(name, HEADS, m, n + m).mul(3).softmax(-1)[..., :n]
         elif base == "text_rotary":
@@ -134,7 +138,7 @@ class Sample:
 
     def _served(self, name: str, site: float, rows: Tensor):
         """A signal as far as it exists at a site, of the rows that are left."""
-        value, (base, _, suffix) = self.signal(name), name.partition(":")
+        value, (base, _, suffix) = self.signal(name), name.partition("@")[0].partition(":")
         if base == "vision_graph":
             return value.of(rows.cpu(), torch.device(self.device))
         if base in ("projected_features", "text_keys", "text_final_norm"):

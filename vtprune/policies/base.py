@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import ClassVar, Literal, Protocol, runtime_checkable
+from typing import ClassVar, Literal, NamedTuple, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -46,7 +46,8 @@ class Policy(Protocol):
     ``keep_ratio_is`` (default "final"), one of ``KEEP_RATIO_IS``; ``forecast(tokens: VisualTokens) -> Forecast``, how
     many tokens it will leave at any keep_ratio, asked at its first site; ``refits`` (default False), whether it is
     asked anew, and given another keep_ratio, at every site; ``allot(tokens) -> ([Share, ...], note)``, how many tokens
-    each frame or view may keep, with which it is a budget for other policies.
+    each frame or view may keep, with which it is a budget for other policies; ``ranked(tokens) -> [Ranked, ...]``, of
+    one that keeps the best by scores, with which others can choose by the same scores (``ranks``).
 
     A policy of the cache has ``evict(prompt: CachedPrompt) -> Evictions`` instead of ``select``, or beside it, and
     needs no sites; ``watch(layer: CachedLayer)``, if it has that, is called for every sample right after the attention
@@ -86,6 +87,26 @@ def register(name: str) -> Callable[[type], type]:
 def top_rows(score: Tensor, k: int) -> Tensor:
     """The ``k`` rows of largest ``score`` (N,), ascending (k,) int64; on a tie the lowest row wins."""
     return score.sort(descending=True, stable=True).indices[:k].sort().values
+
+
+class Ranked(NamedTuple):
+    """Tokens that share a budget. rows: of ``VisualTokens.hidden``. k: how many stay. score: (n,), higher is kept."""
+
+    rows: slice
+    k: int
+    score: Tensor
+
+
+def best_of(pools: Sequence[Ranked]) -> Selection:
+    """The best rows of every pool, in prompt order."""
+    return Selection(torch.cat([pool.rows.start + top_rows(pool.score, pool.k) for pool in pools]))
+
+
+def ranks(policy: object) -> bool:
+    """Whether a policy keeps the best by scores, and tells them: ``ranked(tokens) -> [Ranked, ...]``."""
+    told = getattr(type(policy), "ranked", None)
+    # who chooses in another way than the base class does not choose by its scores
+    return told is not None and (told is not ScorePolicy.ranked or type(policy).select is ScorePolicy.select)
 
 
 @dataclass
@@ -132,11 +153,14 @@ class ScorePolicy:
         """(N,) float, higher is kept."""
         raise NotImplementedError(f"{type(self).__name__} must define score(tokens) -> (N,) or select(tokens)")
 
+    def ranked(self, tokens: VisualTokens) -> list[Ranked]:
+        """Every pool with its scores and its count."""
+        score = self.score(tokens)
+        return [Ranked(pool, self.count(pool.stop - pool.start), score[pool]) for pool in self.pools(tokens)]
+
     def select(self, tokens: VisualTokens) -> Selection:
         """The best rows of every pool, in prompt order."""
-        score = self.score(tokens)
-        keep = [pool.start + top_rows(score[pool], self.count(pool.stop - pool.start)) for pool in self.pools(tokens)]
-        return Selection(torch.cat(keep))
+        return best_of(self.ranked(tokens))
 
 
 def check_how_many(keep_ratio: object, n_keep: object) -> None:

@@ -11,11 +11,9 @@ mRoPE, where positions stay original, and video are an extension.
 from dataclasses import dataclass, replace
 from typing import ClassVar, Literal
 
-import torch
-
 from vtprune.blocks.forecast import Forecast, staged
-from vtprune.blocks.stages import check_falling, check_layers, fit_layers, follow, pool_sizes, pools, stages_at
-from vtprune.policies.base import check_choices, check_ratio, register, top_rows
+from vtprune.blocks.stages import Pool, check_falling, check_layers, fit_layers, follow, pool_sizes, pools, stages_at
+from vtprune.policies.base import Ranked, best_of, check_choices, check_ratio, register
 from vtprune.tokens import ModelFacts, Selection, VisualTokens
 
 _SIGNAL = "last_query_attention:peek"
@@ -69,15 +67,16 @@ class PyramidDrop:
     def forecast(self, tokens: VisualTokens) -> Forecast:
         return staged(self, self.sites, pool_sizes(tokens, self.budget), PyramidDrop.left_at)
 
+    def _counts(self, tokens: VisualTokens) -> list[tuple[Pool, int]]:
+        found = pools(tokens, self.budget)
+        return [(pool, self.left_at(tokens.site, pool.size, pool.count)) for pool in found]
+
+    def ranked(self, tokens: VisualTokens) -> list[Ranked]:
+        """Every pool with its scores and what remains of its original count at this stage."""
+        score = tokens.signals[_SIGNAL]
+        return [Ranked(pool.rows, k, score[pool.rows]) for pool, k in self._counts(tokens)]
+
     def select(self, tokens: VisualTokens) -> Selection:
-        """The best rows of every pool, by what remains of its original count at this stage."""
-        keep = []
-        for pool in pools(tokens, self.budget):
-            k = self.left_at(tokens.site, pool.size, pool.count)
-            if k == pool.size:
-                # nothing is looked at for a pool that stays whole
-                rows = torch.arange(k, device=tokens.hidden.device)
-            else:
-                rows = top_rows(tokens.signals[_SIGNAL][pool.rows], k)
-            keep.append(pool.rows.start + rows)
-        return Selection(torch.cat(keep))
+        """The best rows of every pool; nothing is looked at where all stay whole."""
+        whole = all(k == pool.size for pool, k in self._counts(tokens))
+        return Selection.all(tokens) if whole else best_of(self.ranked(tokens))
