@@ -15,6 +15,7 @@ from vtprune.clip_question import ClipQuestion
 from vtprune.mass_threshold import MassThreshold
 from vtprune.policies.base import POLICIES, Policy, Ranked, ScorePolicy, register
 from vtprune.policies.cache_base import CachePolicy
+from vtprune.policies.sap import SpatialGridKeep
 from vtprune.seconds import frame_times
 from vtprune.then import Then
 from vtprune.tokens import BEFORE_LLM, ModelFacts, Segment, Selection, VisualTokens, inside
@@ -42,6 +43,7 @@ __all__ = [
     "ScorePolicy",
     "Segment",
     "Selection",
+    "SpatialGridKeep",
     "Then",
     "VisualTokens",
     "frame_times",

@@ -51,8 +51,8 @@ SIGNALS: dict[str, str] = {
 }
 """Signals by name. The first six are of a decoder layer's attention: the layer before the site, just run, or ``:peek``,
 the layer at the site before it runs, or ``:<index>``, a layer that has run; so are keys. Probe rows are the 64 last
-tokens and 64 others, or ``@<last>,<others>,<seed of the draw>``, or ``@all`` tokens. The next seven come from the vision
-tower: ``:<layer>``, or for the first three ``:<layer>,<layer>``, negative ones counted from the end; by default -1 for
+tokens and 64 others, or ``@<last>,<others>,<seed of the draw>``, or ``@all`` tokens. The next seven come from the
+vision tower: ``:<layer>``, or for the first three ``:<layer>,<layer>``, negative ones from the end; by default -1 for
 ``cls_attention_joint``, ``vision_attention`` and ``vision_graph``, else -2. Where several patches make one visual token
 their mean is given; tokens that are no patches have 0. A head's share of a token is that of its part of the layer's
 output, by length; the mean over heads of ``head_weighted_cls`` is the sum of attention times share. Projected features

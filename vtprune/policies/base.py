@@ -103,10 +103,11 @@ def best_of(pools: Sequence[Ranked]) -> Selection:
 
 
 def ranks(policy: object) -> bool:
-    """Whether a policy keeps the best by scores, and tells them: ``ranked(tokens) -> [Ranked, ...]``."""
-    told = getattr(type(policy), "ranked", None)
+    """Whether a policy, or a class of them, keeps the best by scores and tells them: ``ranked(tokens)``."""
+    cls = policy if isinstance(policy, type) else type(policy)
+    told = getattr(cls, "ranked", None)
     # who chooses in another way than the base class does not choose by its scores
-    return told is not None and (told is not ScorePolicy.ranked or type(policy).select is ScorePolicy.select)
+    return told is not None and (told is not ScorePolicy.ranked or cls.select is ScorePolicy.select)
 
 
 @dataclass
