@@ -49,8 +49,9 @@ KNOWN_BY = {
 # what a module of the library may import at its top; whatever else it needs, it imports where it is used
 CORE = {"vtprune", "vtprune_kernels", "torch", "transformers", "numpy", "safetensors", "PIL", *sys.stdlib_module_names}
 
-# the pruner, its part for sites inside a layer, and the oracle of the self-test, which hooks an unwrapped model
-MAY_REGISTER_HOOKS = {"vtprune/pruner.py", "vtprune/inside.py", "vtprune/selftest.py"}
+# the pruner, its part for sites inside a layer, the oracle of the self-test and what looks ahead, which hook a model
+# that is not wrapped while they run it
+MAY_REGISTER_HOOKS = {"vtprune/pruner.py", "vtprune/inside.py", "vtprune/selftest.py", "vtprune/lookahead.py"}
 MAY_READ_THE_ENVIRONMENT = {"kernels/vtprune_kernels/dispatch.py"}
 MAY_READ_THE_CLOCK = {"benchmarks/measure.py"}
 MAY_ASK_FOR_THE_DEVICE = {"kernels/vtprune_kernels/dispatch.py", "kernels/vtprune_kernels/merge.py"}

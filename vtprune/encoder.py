@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from vtprune import compat
 from vtprune.families.base import Family, Source
 from vtprune.forward import CURRENT, Forward
+from vtprune.prompt import remember_arguments
 from vtprune.stopwatch import Stopwatch
 from vtprune.vision_signals import COLLECTED, spread_signals
 
@@ -94,6 +95,8 @@ class Recorder:
             arguments = compat.with_video_pixels(self.kind, {**arguments, **arguments.pop("kwargs", {})})
             kind = self.pruner.kind_of(self.kind, arguments)
             setattr(output, _NOTE, self._sources(kind, arguments, features, collected))
+            if self.pruner.sight.reads_prompt:
+                remember_arguments(output, arguments)
             _PENDING.set({**(_PENDING.get() or {}), kind: sum(len(feature) for feature in features)})
             self.pruner.encoded(kind, getattr(output, _NOTE), arguments)
             self.pruner.report.vision_laps.append(lap)

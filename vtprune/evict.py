@@ -18,12 +18,12 @@ from torch import Tensor, nn
 
 from vtprune import compat
 from vtprune.cache import PrunedLayer, PrunedStaticLayer, prune_layer
+from vtprune.cache_ahead import hear, look_ahead
 from vtprune.cache_sight import CacheSight
 from vtprune.cached import CachedLayer, CachedPrompt, CachedSlots, Eviction, Evictions, evicts
 from vtprune.check_evictions import check_evictions, check_merges
 from vtprune.families.base import Family
 from vtprune.forward import CURRENT, Forward
-from vtprune.lookahead import hear, look_ahead
 from vtprune.records import CacheRecord
 from vtprune.report import measured_bytes
 from vtprune.stopwatch import Stopwatch

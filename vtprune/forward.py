@@ -25,6 +25,7 @@ from vtprune.tokens import Segment, Selection, VisualTokens
 
 if TYPE_CHECKING:
     from vtprune.evict import Watched
+    from vtprune.prompt import Prompt
     from vtprune.transition import Transitions
 
 CURRENT: ContextVar[Forward | None] = ContextVar("vtprune_forward", default=None)
@@ -116,6 +117,7 @@ class Forward:
     plane:   which of several planes of hidden states policies see.
     stands_for: (B, P) for how many tokens the rows stand in attention; None where all stand for one.
     arrival: what the cache layers from here on will store; None until something was pruned.
+    given:   the arguments of the base model, where the policy reads the prompt.
     """
 
     def __init__(self, owner: object, policy, outer: Forward | None = None):
@@ -151,6 +153,8 @@ class Forward:
         self.captured: dict[object, tuple] = {}
         self.inside: dict[str, Tensor] = {}
         self.transitions: Transitions | None = None
+        self.given: Mapping = {}
+        self.prompt: Prompt | None = None
         self.fresh: dict = {}
         self.record: Prefill | None = None
         self.position_ids: Tensor | None = None

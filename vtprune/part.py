@@ -11,7 +11,7 @@ from torch import Tensor
 
 from vtprune.tokens import Segment, VisualTokens
 
-_WHOLE = ("text_keys", "text_final_norm", "projected_features")
+_WHOLE = ("text_keys", "text_final_norm", "projected_features", "prompt")
 """Signals that are not of the visual tokens."""
 _LAST_BUT_ONE = ("keys", "unrotated_queries", "unrotated_keys", "final_norm")
 

@@ -171,6 +171,7 @@ class Pruner:
             forward.per_step = bound.get(self.family.step_argument)
             forward.video_pixels = bound.get("pixel_values_videos")
             forward.reaching = bound.get(self.family.mask_argument)
+            forward.given = bound if self.sight.reads_prompt else {}
 
     def _kinds(self, ids: Tensor | None, embeds: Tensor | None) -> tuple[Tensor, Tensor | None]:
         """(B, L) which placeholder every column is, -1 for none; and the ids, both on the CPU."""

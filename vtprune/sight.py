@@ -17,6 +17,7 @@ from vtprune.forward import CURRENT, Forward
 from vtprune.parts import last_norm, mixer_of, mlp_of
 from vtprune.pixels import pixel_hooks
 from vtprune.probes import PROBED, probe_attention
+from vtprune.prompt import PromptRow, make_prompt
 from vtprune.rank import RANK, layer_rank, real_rows
 from vtprune.records import SiteRecord
 from vtprune.rows import row_attention
@@ -40,6 +41,7 @@ class Sight:
             for layer in need.where if need.kind == "transition" else ():
                 self.transitions.setdefault(layer, []).append(need.name)
         self.last_use = self._last_use()
+        self.reads_prompt = any(need.kind == "prompt" for need in self.needs)
 
     def _last_use(self) -> dict[int, float]:
         """Decoder layer whose attention is watched -> the last site at which its rows can be asked for."""
@@ -114,6 +116,8 @@ class Sight:
                 if forward.transitions is not None and forward.transitions.done(need):
                     logical = self._logical(forward, b)
                     serve[need.text] = partial(forward.transitions.rows, need, b, logical, hidden.device)
+            elif need.kind == "prompt":
+                serve[need.text] = partial(self._prompt, forward, b)
             elif need.kind == "norm":
                 serve[need.text] = partial(self._normed, forward, need, hidden, b)
             elif (layer := row_layer(need, site, self.pruner.plan.linear)) is not None:
@@ -147,6 +151,12 @@ class Sight:
         if need.name == UNPROJECTED:
             return joined(seen).of(sample.offered[sample.alive], device)
         return torch.cat(seen, -1)[..., sample.offered[sample.alive].to(seen[0].device)].to(device)
+
+    def _prompt(self, forward: Forward, b: int) -> PromptRow:
+        if forward.prompt is None:
+            forward.prompt = make_prompt(forward.given, forward.encoded, forward.layout.n_visual)
+        copies = len(forward.samples) // len(forward.prompt.inputs["input_ids"])
+        return PromptRow(forward.prompt, b // copies, forward.samples[b].row.start)
 
     # ---- what the decoder's own parts make of the tokens
 

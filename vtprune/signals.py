@@ -19,6 +19,7 @@ from vtprune.families.base import Family
 from vtprune.parts import last_norm
 from vtprune.pixels import pixel_hooks
 from vtprune.probes import PROBED
+from vtprune.prompt import PROMPT
 from vtprune.tokens import BEFORE_LLM, site_name
 from vtprune.unrotated import UNROTATED
 
@@ -46,6 +47,7 @@ SIGNALS: dict[str, str] = {
     "text_rotary": "(M, N) float32: ones rotated to each text token times ones rotated to each visual one, by sqrt(d)",
     "final_norm": "(N, D) in the model's dtype: each visual token at the site through the decoder's last norm",
     "text_final_norm": "(M, D) in the model's dtype: the same of each text token",
+    PROMPT: "vtprune.prompt.PromptRow: what the model was given, and which of its samples this is",
     "transition": "(layers run, N) in the model's dtype: how much attention and MLP change each token, by 1 - cosine",
     "transition_unsigned": "the same by 1 - |cosine|",
 }
@@ -89,7 +91,7 @@ class Need:
     text:  as it was asked; also the key in ``VisualTokens.signals``.
     name:  a name of ``SIGNALS``.
     where: decoder rows and keys: None (the layer before the site), "peek" or the index of a layer.
-           vision tower and transitions: the layers, in the order asked. projected features, last norm: ().
+           vision tower and transitions: the layers, in the order asked. projected features, last norm, prompt: ().
     probes: the rows to look from.
     """
 
@@ -99,9 +101,10 @@ class Need:
     probes: Probes = Probes()
 
     @property
-    def kind(self) -> Literal["rows", "keys", "norm", "transition", "tower"]:
-        """What is looked at: attention rows, keys or transitions of decoder layers, their last norm, or the tower."""
-        kinds = {"rows": DECODER_ROWS, "keys": KEYS, "norm": NORMED, "transition": TRANSITIONS}
+    def kind(self) -> Literal["rows", "keys", "norm", "transition", "prompt", "tower"]:
+        """What is looked at: attention rows, keys or transitions of decoder layers, their last norm, the model's inputs
+        or the tower."""
+        kinds = {"rows": DECODER_ROWS, "keys": KEYS, "norm": NORMED, "transition": TRANSITIONS, "prompt": (PROMPT,)}
         return next((kind for kind, names in kinds.items() if self.name in names), "tower")
 
     @property
@@ -135,7 +138,7 @@ def parse(need: str) -> Need:
         return Need(need, name, layers[0] if layers else place or None)
     if name in TRANSITIONS and (min(layers, default=-1) < 0 or len(set(layers)) < len(layers)):
         raise ValueError(f"cannot read {need!r}: {_places(name)}")
-    if name in (PROJECTED, UNPROJECTED, PIXELS, *NORMED):
+    if name in (PROJECTED, UNPROJECTED, PIXELS, PROMPT, *NORMED):
         if colon:
             raise ValueError(f"cannot read {need!r}: {name!r} comes from one place and takes none")
         return Need(need, name, ())
@@ -230,7 +233,7 @@ def check_needs(policy: Any, family: Family, model: nn.Module) -> tuple[Need, ..
             _check_pixels(need, family, model)
         elif need.kind == "tower":
             _check_tower(need, family, model)
-        elif last_norm(family.decoder(model)) is None:
+        elif need.kind == "norm" and last_norm(family.decoder(model)) is None:
             raise NotImplementedError(
                 f"{need.text!r} takes the norm after the decoder's last layer, and {type(model).__name__} has none by "
                 "the name of norm or embedding_norm: choose a policy without this signal"
