@@ -17,6 +17,7 @@ from vtprune.policies.base import POLICIES, Policy, Ranked, ScorePolicy, registe
 from vtprune.policies.cache_base import CachePolicy
 from vtprune.policies.sap import SpatialGridKeep
 from vtprune.seconds import frame_times
+from vtprune.sinks import SinkDetector
 from vtprune.spec_prefill import SpecPrefill
 from vtprune.then import Then
 from vtprune.tokens import BEFORE_LLM, ModelFacts, Segment, Selection, VisualTokens, inside
@@ -46,6 +47,7 @@ __all__ = [
     "Selection",
     "SpatialGridKeep",
     "SpecPrefill",
+    "SinkDetector",
     "Then",
     "VisualTokens",
     "frame_times",

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import TYPE_CHECKING
 
 from torch import nn
 
@@ -13,6 +14,10 @@ from vtprune.cached import evicts
 from vtprune.named import HOW_MANY, check_names, named_policy
 from vtprune.policies.base import Policy
 from vtprune.report import Report
+from vtprune.sinks import SinkDetector
+
+if TYPE_CHECKING:
+    from vtprune.families.base import Family
 
 _ATTRIBUTE = "_vtprune"
 
@@ -26,6 +31,8 @@ def wrap(
     ragged: str = "auto",
     equalize: bool = False,
     strict: bool = True,
+    sinks: str = "ignore",
+    sink_detector: SinkDetector | None = None,
     **options,
 ) -> nn.Module:
     """Prunes visual tokens in every later ``model.generate()`` or forward. Changes the model in place and returns it.
@@ -41,18 +48,17 @@ def wrap(
     equalize:  where a later turn goes on from the states of linear layers, samples must keep equally many tokens: True
                lets shorter ones keep more, at even steps among what the policy dropped; False raises an error.
     strict:    False tries to detect the parts of a model whose family is unknown, warns, and tests itself.
+    sinks:     what becomes of visual attention sinks where a policy ranks by attention inside the LLM: "ignore",
+               "exclude" (attention to them counts nothing), "drop" or "keep"; as many tokens are kept in any case.
+    sink_detector: finds them; by default with the dimensions that were published for this model.
     Raises:    ValueError (unknown policy, wrong or impossible option, already wrapped), TypeError (not a policy,
                options beside an object), NotImplementedError (a family or decoder that cannot be pruned). If it raises,
                nothing has changed.
     """
-    from vtprune.families.base import FAMILIES, family_of
-    from vtprune.families.detect import detect_family
     from vtprune.plan import Plan, facts_of
     from vtprune.pruner import Pruner
     from vtprune.ragged import check_ragged
-    from vtprune.refuse import check_model
-    from vtprune.refused import check_known
-    from vtprune.selftest import self_test
+    from vtprune.sink_rule import rule_for
 
     if hasattr(model, _ATTRIBUTE):
         raise ValueError(
@@ -61,17 +67,29 @@ def wrap(
     check_ragged(ragged)
     policy = _make(policy, options if keep_flops is None else {**options, "keep_flops": keep_flops})
     inner = model.get_base_model() if hasattr(model, "get_base_model") else model
-    check_known(inner)
-    family = family_of(inner) if strict else detect_family(inner)
-    check_model(inner, family)
-    if inner.config.model_type not in FAMILIES:
-        self_test(inner, family)
+    family = _family(inner, strict)
     if hasattr(policy, "fitted"):
         policy = policy.fitted(facts_of(inner, family))
     _check_fits(policy, inner, family)
-    plan = Plan(inner, family, policy, positions)
+    plan = Plan(inner, family, policy, positions, rule_for(inner, family, policy, sinks, sink_detector))
     vars(model)[_ATTRIBUTE] = Pruner(inner, family, plan, ragged, equalize)
     return model
+
+
+def _family(model: nn.Module, strict: bool) -> Family:
+    """The family of a model that can be pruned; one that was detected has passed the self-test."""
+    from vtprune.families.base import FAMILIES, family_of
+    from vtprune.families.detect import detect_family
+    from vtprune.refuse import check_model
+    from vtprune.refused import check_known
+    from vtprune.selftest import self_test
+
+    check_known(model)
+    family = family_of(model) if strict else detect_family(model)
+    check_model(model, family)
+    if model.config.model_type not in FAMILIES:
+        self_test(model, family)
+    return family
 
 
 def unwrap(model: nn.Module) -> nn.Module:

@@ -26,6 +26,7 @@ from vtprune.tokens import Segment, Selection, VisualTokens
 if TYPE_CHECKING:
     from vtprune.evict import Watched
     from vtprune.prompt import Prompt
+    from vtprune.sink_rule import SinkRule
     from vtprune.transition import Transitions
 
 CURRENT: ContextVar[Forward | None] = ContextVar("vtprune_forward", default=None)
@@ -116,6 +117,7 @@ class Forward:
     waits:   the pictures of this forward are still to be encoded, with its attention ``mask``.
     plane:   which of several planes of hidden states policies see.
     stands_for: (B, P) for how many tokens the rows stand in attention; None where all stand for one.
+    sinks:   what is done to visual attention sinks; None: nothing.
     arrival: what the cache layers from here on will store; None until something was pruned.
     given:   the arguments of the base model, where the policy reads the prompt.
     """
@@ -148,6 +150,7 @@ class Forward:
         self.engaged = False
         self.positions = "original"
         self.equalize = False
+        self.sinks: SinkRule | None = None
         self.serving: SiteRecord | None = None
         self.memo: dict = {}
         self.captured: dict[object, tuple] = {}
@@ -202,6 +205,8 @@ class Forward:
         record.lap.stop(hidden.device)
         self.serving = None
         kept = check_selections(selections, offered, self.policy)
+        if self.sinks is not None:
+            selections = self.sinks.answers(selections, record)
         for b, (sample, selection) in enumerate(zip(self.samples, selections, strict=True)):
             if sample.done:
                 kept[b] = torch.arange(len(sample.visual))
@@ -212,6 +217,8 @@ class Forward:
         record.kept = [sample.alive[keep] for sample, keep in zip(self.samples, kept, strict=True)]
         record.merges = [None if selection is None else selection.merge for selection in selections]
         record.notes = list(dict.fromkeys(s.note for s in selections if s is not None and s.note))
+        if self.sinks is not None:
+            record.notes += self.sinks.notes(record, kept, selections)
         self.record.sites.append(record)
         whole = all(len(k) == n for k, n in zip(kept, record.before, strict=True))
         if whole and not any(s is not None and (s.changes or s.stands_for is not None) for s in selections):

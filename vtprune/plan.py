@@ -14,6 +14,7 @@ from vtprune.families.base import Family
 from vtprune.policies.base import Policy
 from vtprune.served import Served
 from vtprune.signals import served_elsewhere
+from vtprune.sink_rule import SinkRule
 from vtprune.tokens import BEFORE_LLM, ModelFacts, inside, site_name
 
 POSITIONS = ("original", "compact", "compact-decode")
@@ -31,10 +32,13 @@ class Plan:
     first:  the first layer that needs a hook. moved: sites served elsewhere than asked, with the reason.
     linear: layers that keep a state instead of keys and values.
     served: the same as plain numbers. notes: what else the user should know.
+    sinks:  what is done to visual attention sinks; None: nothing.
     """
 
-    def __init__(self, model: nn.Module, family: Family, policy: Policy, positions: str | None):
-        self.policy, self.wanted = policy, positions
+    def __init__(
+        self, model: nn.Module, family: Family, policy: Policy, positions: str | None, sinks: SinkRule | None = None
+    ):
+        self.policy, self.wanted, self.sinks = policy, positions, sinks
         decoder = family.decoder(model)
         self.depth = len(decoder.layers)
         self.linear = family.linear_layers(model)
@@ -46,6 +50,7 @@ class Plan:
         self._check_shared(decoder, family)
         self.line = compat.has_line_positions(decoder)
         self.notes = [*getattr(policy, "notes", ()), *served_elsewhere(policy, self.linear)]
+        self.notes += [] if sinks is None else [sinks.note]
         self._check_positions(decoder, policy)
 
     def _check_shared(self, decoder: nn.Module, family: Family) -> None:

@@ -159,6 +159,7 @@ class Pruner:
         if torch.compiler.is_compiling():
             return
         forward = Forward(self, self.plan.active(), CURRENT.get())
+        forward.sinks = self.plan.sinks
         ids, embeds = bound.get("input_ids"), bound.get("inputs_embeds")
         forward.length, forward.plane = (ids if ids is not None else embeds).shape[1], self.plane
         CURRENT.set(forward)

@@ -25,6 +25,8 @@ class SiteRecord:
     merges:       by sample what ``Selection.merge`` said, None where nothing was merged.
     notes:        what the policy said of its answers, each sentence once.
     reads:        the signals that it read.
+    sinks:        by sample in which attention was read, where sinks are looked for: (n,) bool, which of the tokens
+                  before are visual attention sinks; None before layer 2.
     """
 
     site: float
@@ -34,6 +36,7 @@ class SiteRecord:
     merges: list[Tensor | None] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
     reads: set[str] = field(default_factory=set)
+    sinks: dict[int, Tensor | None] = field(default_factory=dict)
 
     @property
     def milliseconds(self) -> float:

@@ -22,6 +22,7 @@ from vtprune.rank import RANK, layer_rank, real_rows
 from vtprune.records import SiteRecord
 from vtprune.rows import row_attention
 from vtprune.signals import GRAPH, PIXELS, PROJECTED, ROTARY, UNPROJECTED, Need, needed, row_layer
+from vtprune.sink_rule import SinkSignals
 from vtprune.tokens import site_name
 from vtprune.transition import Transitions, physical
 from vtprune.unprojected import joined, unprojected_hooks
@@ -106,7 +107,7 @@ class Sight:
 
     # ---- what a policy sees
 
-    def signals(self, forward: Forward, site: float, index: int, hidden: Tensor, bound: Mapping, b: int) -> Signals:
+    def signals(self, forward: Forward, site: float, index: int, hidden: Tensor, bound: Mapping, b: int) -> Mapping:
         """What sample ``b`` may read at ``site``, served in layer ``index`` with these hidden states and arguments."""
         serve: dict[str, Callable[[], Tensor]] = {}
         for need in self.needs:
@@ -124,7 +125,14 @@ class Sight:
                 serve[need.text] = partial(self._read, forward, need, layer, (index, hidden, bound), b)
             elif row_layer(need, site) is not None:
                 serve[need.text] = partial(_refuse, need, site)
-        return Signals(forward, forward.serving, serve)
+        signals, rule = Signals(forward, forward.serving, serve), self.pruner.plan.sinks
+        if rule is None:
+            return signals
+        return SinkSignals(signals, rule, forward.serving, b, partial(self._visual, forward, hidden, b))
+
+    def _visual(self, forward: Forward, hidden: Tensor, b: int) -> Tensor:
+        """(N, D) hidden states of the visual tokens that are still there."""
+        return forward.seen(hidden)[b][forward.samples[b].visual.to(hidden.device)]
 
     def served(self, forward: Forward, site: float) -> None:
         """Lets go of what no later site can ask for."""

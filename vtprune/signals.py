@@ -59,7 +59,8 @@ vision tower: ``:<layer>``, or for the first three ``:<layer>,<layer>``, negativ
 their mean is given; tokens that are no patches have 0. A head's share of a token is that of its part of the layer's
 output, by length; the mean over heads of ``head_weighted_cls`` is the sum of attention times share. Projected features
 come from the projector of families that pool after it. The last two are seen in the decoder layers named, as in
-``transition:6,7,8``, as far as those have run."""
+``transition:6,7,8``, as far as those have run. Where ``wrap`` was told what becomes of attention sinks, attention and
+transitions say it of them: sink_rule.py."""
 
 _OVER_HEADS = {"text_attention_max": "largest", "text_attention_heads": "none"}
 DECODER_ROWS = ("last_query_attention", "text_attention", *_OVER_HEADS, PROBED, "attention_rank")
