@@ -1,4 +1,4 @@
-"""The command line: ``vtprune run``, ``demo``, ``bench``, ``policies``, ``families``.
+"""The command line: ``vtprune run``, ``demo``, ``bench``, ``policies``, ``families``, ``sinks``.
 
 A command is a module with ``HELP`` (one line), ``arguments(parser)`` and ``run(arguments) -> int`` (the exit code),
 named in ``COMMANDS``; it may import whatever is heavy inside ``run`` only.
@@ -21,6 +21,7 @@ COMMANDS = {
     "bench": "vtprune.cli.bench",
     "policies": "vtprune.cli.policies",
     "families": "vtprune.cli.families",
+    "sinks": "vtprune.cli.sinks",
 }
 """The commands by name, in the order of the help."""
 

@@ -40,7 +40,7 @@ def answer(arguments: argparse.Namespace, policy: Any, asked: Asked) -> tuple[di
         note(f"the model does not know these words: {', '.join(unknown)}")
     policy = for_frames(policy, loaded, asked, arguments)
     parts, raw = _read_by(loaded, asked.prompt, asked)
-    more = functools.partial(pruned_trial, loaded, positions=arguments.positions)
+    more = functools.partial(pruned_trial, loaded, wrapping=wrapping(arguments))
     trials = {PRUNED: more(raw, parts, policy)}
     if wants(arguments) != "no":
         trials = {UNPRUNED: Trial(trials[PRUNED].inputs), **trials}
@@ -83,14 +83,19 @@ def for_frames(policy: Any, loaded: Loaded, asked: Asked, arguments: argparse.Na
     return dataclasses.replace(policy, **changes)
 
 
-def pruned_trial(loaded: Loaded, raw, parts: list[Part], policy: Any, positions: str | None) -> Trial:
-    """A prompt that the model answers with a policy, and with the times of its frames."""
+def wrapping(arguments: argparse.Namespace) -> dict[str, Any]:
+    """What ``vtprune.wrap`` is told beside the policy."""
+    return {name: getattr(arguments, name) for name in ("positions", "sinks", "sink_detector")}
+
+
+def pruned_trial(loaded: Loaded, raw, parts: list[Part], policy: Any, wrapping: Mapping[str, Any] | None) -> Trial:
+    """A prompt that the model answers with a policy, wrapped as it says, and with the times of its frames."""
     visuals = [part for part in parts if not isinstance(part, str)]
     seconds = seconds_of(visuals, raw)
 
     @contextmanager
     def enter() -> Iterator[Report]:
-        with pruned(loaded.model, policy, positions=positions) as report:
+        with pruned(loaded.model, policy, **(wrapping or {})) as report:
             with nullcontext() if seconds is None else frame_times(seconds):
                 yield report
 
@@ -132,7 +137,7 @@ def _other_frames(
     for plan in same_budget.plans(report, policy, asked.clips[0]):
         clip = same_budget.read_again(asked.clips[0], plan.frames, arguments.partial)
         parts, raw = _read_by(loaded, asked.prompt, asked, [clip.frames])
-        counted = pruned_trial(loaded, raw, parts, plan.policy, arguments.positions)
+        counted = pruned_trial(loaded, raw, parts, plan.policy, wrapping(arguments) if plan.pruned else None)
         with status(f"generating, {plan.name}"), counted.enter() as found:
             said = look(loaded, counted.inputs, arguments.max_new_tokens)
         # without a policy, what is timed is the model itself

@@ -60,6 +60,17 @@ def _arguments_about_pruning(add: Any) -> None:
         "cost in all layers",
     )
     add("--positions", metavar="HOW", help="original or compact, instead of what the policy's method does")
+    add(
+        "--sinks",
+        default="ignore",
+        metavar="WHAT",
+        help="attention sinks: ignore, exclude, drop, keep (default: ignore)",
+    )
+    add(
+        "--sink-file",
+        metavar="FILE",
+        help="where they show, as vtprune sinks wrote it (default: as published, if it is)",
+    )
     add("--seed", type=int, default=0, metavar="N", help="for policies that draw at random (default: 0)")
 
 
@@ -153,6 +164,7 @@ def check(arguments: argparse.Namespace) -> Any:
     from vtprune.cli.options import make_policy
     from vtprune.cli.overlay import check_target
     from vtprune.models import read_device, read_dtype
+    from vtprune.sinks import MODES, SinkDetector
 
     if arguments.max_new_tokens < 1:
         raise UserError(f"--max-new-tokens is 1 or more; got {arguments.max_new_tokens}")
@@ -163,6 +175,9 @@ def check(arguments: argparse.Namespace) -> Any:
     if arguments.compare not in (None, "no", *COMPARE):
         hint = did_you_mean(arguments.compare, COMPARE)
         raise UserError(f"--compare is {' or '.join(COMPARE)}; {hint}got {arguments.compare!r}")
+    if arguments.sinks not in MODES:
+        raise UserError(f"--sinks is {', '.join(MODES)}; {did_you_mean(arguments.sinks, MODES)}got {arguments.sinks!r}")
+    arguments.sink_detector = SinkDetector.load(arguments.sink_file) if arguments.sink_file else None
     check_clips(arguments)
     read_dtype(arguments.dtype, read_device(arguments.device))
     if arguments.overlay:
