@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from tests.policies.fabricate import Source
-from vtprune.blocks.frame_grid import frame_grids, given_scores, scores_by_slice, split_scores
+from vtprune.blocks.frame_grid import check_whole, frame_grids, given_scores, scores_by_slice, split_scores
 from vtprune.tokens import Segment
 
 
@@ -45,11 +45,22 @@ def test_newlines_are_in_no_frame():
 def test_tokens_without_a_whole_grid_are_a_line():
     coords = Source(((2, 2, 2),)).coords()
     line = [[(list(range(7)), 1, 7)]]
-    assert told(frames_of((2, 2, 2), coords=coords[:7])) == line, "a token is missing"
     assert told(frames_of(coords=torch.full((7, 4), -1))) == line, "no grid is known"
     assert told(frame_grids(Segment(slice(0, 7), ((2, 2, 2),)), None)) == line, "no places are known"
     other = torch.cat([coords[:4], torch.tensor([[1, 0, 0, 0]])])
     assert told(frames_of((1, 2, 2), coords=other)) == [[(list(range(5)), 1, 5)]], "a place outside of every view"
+
+
+def test_a_clip_of_which_tokens_were_left_out_keeps_its_frames():
+    """By hand: five of eight tokens of one frame, one of the next, none of the third, all of the last."""
+    coords = Source(((4, 2, 4),)).coords()[[7, 0, 3, 4, 5, 9, *range(24, 32)]]
+    frames = frames_of((4, 2, 4), first=3, coords=coords)
+    assert told(frames) == [[([4, 5, 6, 7, 3], 1, 5)], [([8], 1, 1)], [(list(range(9, 17)), 2, 4)]]
+    with pytest.raises(NotImplementedError, match="3 frames in this prompt 2 lack tokens.*use_token_compression=False"):
+        check_whole([frames])
+    check_whole([frames_of((2, 1, 3)), frames_of(coords=torch.full((7, 4), -1))])
+    twice = torch.cat([coords, coords[:1]])
+    assert told(frames_of((4, 2, 4), coords=twice)) == [[(list(range(15)), 1, 15)]], "two tokens at one place"
 
 
 def test_two_frames_of_a_slice_are_averaged():

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import MutableMapping
+from collections.abc import MutableMapping, Sequence
 from dataclasses import dataclass
 from hashlib import blake2b
 from itertools import accumulate
@@ -178,6 +178,20 @@ class Sample:
             seed=self.seed,
             memory={} if memory is None else memory,
         )
+
+
+def left_out(
+    sizes: Sequence[int], side: int, width: int, seed: int, signal: str = ""
+) -> tuple[VisualTokens, list[list[list[float]]]]:
+    """A clip of frames of side x side places, of which ``sizes`` have a token, and its frames as lists of vectors."""
+    generator = torch.Generator().manual_seed(seed)
+    places = [torch.randperm(side * side, generator=generator)[:n].sort().values for n in sizes]
+    coords = [torch.stack([p * 0, p * 0 + f, p // side, p % side], 1) for f, p in enumerate(places)]
+    hidden = torch.randn(sum(sizes), width, generator=generator)
+    signals = {signal: torch.rand(len(hidden), generator=generator)} if signal else {}
+    segment = Segment(slice(0, len(hidden)), ((len(sizes), side, side),), "video")
+    tokens = VisualTokens(hidden, hidden[:0], (segment,), signals, coords=torch.cat(coords))
+    return tokens, [frame.tolist() for frame in hidden.split(list(sizes))]
 
 
 def serve(policy, sample: Sample) -> list[tuple[VisualTokens, Selection]]:

@@ -8,10 +8,10 @@ import torch
 
 import vtprune
 from tests import oracle, tiny
-from tests.policies.fabricate import Source
+from tests.policies.fabricate import Source, left_out
 from tests.policies.golden import load
 from vtprune.apply import merge_rows
-from vtprune.blocks.anchor_budget import by_frame, by_run, by_segment
+from vtprune.blocks.anchor_budget import AnchorBudget, by_frame, by_run, by_segment
 from vtprune.blocks.assign import merge_matrix
 from vtprune.blocks.frame_segments import consecutive_similarity, cut_below
 from vtprune.policies.fastvid import SIGNAL, STANDS_IN, FastVID
@@ -60,17 +60,21 @@ def test_released_tokens_are_met(golden):
 
 def test_budgets_of_the_worked_examples():
     """19 of 196 tokens of a frame are kept, 7 of them anchors; frames are counted from the last."""
-    assert by_frame(5, 196, 19, 0.4, 4).anchors == (17, 0, 0, 0, 17)
-    assert by_frame(9, 196, 19, 0.4, 4).anchors == (21, 0, 0, 0, 21, 0, 0, 0, 21)
-    assert by_frame(1, 196, 19, 0.4, 4) == by_segment(1, 196, 19, 0.4, 4)
+    assert by_frame([196] * 5, [19] * 5, 0.4, 4).anchors == (17, 0, 0, 0, 17)
+    assert by_frame([196] * 9, [19] * 9, 0.4, 4).anchors == (21, 0, 0, 0, 21, 0, 0, 0, 21)
+    assert by_frame([196], [19], 0.4, 4) == by_segment([196], 19, 0.4, 4)
     # 11 tokens: 4 anchors over frames 0 and 2, 7 others; a remainder goes to late anchors and early others
-    assert by_segment(3, 9, 11, 0.4, 2).anchors == (2, 0, 2) and by_segment(3, 9, 11, 0.4, 2).salient == (3, 2, 2)
-    assert by_segment(3, 9, 13, 0.4, 2).anchors == (2, 0, 3)
+    assert by_segment([9] * 3, 11, 0.4, 2).anchors == (2, 0, 2) and by_segment([9] * 3, 11, 0.4, 2).salient == (3, 2, 2)
+    assert by_segment([9] * 3, 13, 0.4, 2).anchors == (2, 0, 3)
     # the first two frames are one, and half of four tokens is the most that may be anchors
-    assert by_run([2, 1], 4, 12, 0.4, 1).anchors == (0, 2, 2) and by_run([2, 1], 4, 12, 0.4, 1).salient == (0, 2, 2)
-    assert by_run([1], 9, 0, 0.4, 4).anchors == (1,)
+    shares = by_run([2, 1], [4] * 3, 12, 0.4, 1)
+    assert shares.anchors == (0, 2, 2) and shares.salient == (0, 2, 2)
+    assert by_run([1], [9], 0, 0.4, 4).anchors == (1,)
     # more anchors than a frame has room for
-    assert by_frame(4, 10, 8, 0.5, 4).anchors == (0, 0, 0, 6)
+    assert by_frame([10] * 4, [8] * 4, 0.5, 4).anchors == (0, 0, 0, 6)
+    # frames of unequal size have no more than there are: 2 anchors and 4 others, 4 anchors and 4 others
+    assert by_segment([4, 2], 6, 0.4, 1) == AnchorBudget((2, 2), (1, 0))
+    assert by_run([1, 2], [5, 9, 1], 8, 0.5, 1) == AnchorBudget((2, 0, 0), (2, 0, 1))
 
 
 # -------------------------------------------------------------------------------------------- the rules, in plain loops
@@ -93,30 +97,31 @@ def peaks(rows, k, neighbours=4):
 
 
 def by_rules(x, salience, keep_ratio, segments=8, tau=0.9, context=0.4, period=4, beta=0.6):
-    """{flat id: vector} of what is left, every frame with as many tokens. x: (T, N) lists of vectors."""
-    t, n = len(x), len(x[0])
-    frames = [[sum(row[c] for row in frame) / n for c in range(len(frame[0]))] for frame in x]
+    """{flat id: vector} of what is left. x: frames, lists of vectors, of any length each."""
+    t, ns = len(x), [len(frame) for frame in x]
+    at = [sum(ns[:f]) for f in range(t)]
+    frames = [[sum(row[c] for row in frame) / len(frame) for c in range(len(frame[0]))] for frame in x]
     alike = [cosine(a, b) for a, b in zip(frames, frames[1:])]
     low = sorted(range(t - 1), key=lambda i: (alike[i], i))[: segments - 1]
     cuts = sorted({i for i in range(t - 1) if alike[i] < tau} | set(low))
     bounds = [0, *(i + 1 for i in cuts), t]
-    each = math.floor(n * keep_ratio + 1e-9)
-    given = int(each * context)
-    best = [sorted(range(n), key=lambda i: (-salience[f][i], i)) for f in range(t)]
+    each = [math.floor(n * keep_ratio + 1e-9) for n in ns]
+    given = [int(k * context) for k in each]
+    best = [sorted(range(ns[f]), key=lambda i: (-salience[f][i], i)) for f in range(t)]
     anchors = [0] * t
     for start, stop in zip(bounds, bounds[1:]):
         those = [f for f in range(start, stop) if (stop - 1 - f) % period == 0]
         for f in those:
-            anchors[f] = min(given * (stop - start) // len(those), n - (each - given))
-    kept = {(f, i) for f in range(t) for i in best[f][: each - given]}
-    missing = round(t * n * keep_ratio) - len(kept) - sum(anchors)
-    room = {(f, i) for f in range(t) for i in best[f][: n - anchors[f]]} - kept
+            anchors[f] = min(sum(given[start:stop]) // len(those), ns[f] - (each[f] - given[f]))
+    kept = {(f, i) for f in range(t) for i in best[f][: each[f] - given[f]]}
+    missing = round(sum(ns) * keep_ratio) - len(kept) - sum(anchors)
+    room = {(f, i) for f in range(t) for i in best[f][: ns[f] - anchors[f]]} - kept
     kept |= set(sorted(room, key=lambda token: (-salience[token[0]][token[1]], token))[:missing])
-    out = {f * n + i: x[f][i] for f, i in kept}
+    out = {at[f] + i: x[f][i] for f, i in kept}
     for start, stop in zip(bounds, bounds[1:]):
-        pool = [(f, i) for f in range(start, stop) for i in range(n) if (f, i) not in kept]
+        pool = [(f, i) for f in range(start, stop) for i in range(ns[f]) if (f, i) not in kept]
         for f in range(start, stop):
-            free = [i for i in range(n) if (f, i) not in kept]
+            free = [i for i in range(ns[f]) if (f, i) not in kept]
             centres = [free[i] for i in peaks([x[f][i] for i in free], anchors[f])] if anchors[f] else []
             members = {c: [] for c in centres}
             for g, i in pool if centres else ():
@@ -124,7 +129,7 @@ def by_rules(x, salience, keep_ratio, segments=8, tau=0.9, context=0.4, period=4
             for c, some in members.items():
                 w = max(1 / (len(some) + 1), beta) if some else 1
                 mean = [sum(v) / len(some) for v in zip(*some)] if some else x[f][c]
-                out[f * n + c] = [w * a + (1 - w) * b for a, b in zip(x[f][c], mean)]
+                out[at[f] + c] = [w * a + (1 - w) * b for a, b in zip(x[f][c], mean)]
     return out
 
 
@@ -151,6 +156,24 @@ def test_any_video_follows_the_rules(shape, keep_ratio, options):
         assert selection.keep.tolist() == sorted(expected)
         vectors = torch.tensor([expected[row] for row in sorted(expected)])
         torch.testing.assert_close(merge_rows(tokens.hidden, selection), vectors, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("split", ["frame", "segment", "runs"])
+@pytest.mark.parametrize("sizes", [(9, 3, 5, 9, 2), (4, 7, 2), (1, 9)])
+def test_frames_of_any_size_follow_the_rules(sizes, split):
+    """Oracle: the same loops, on clips of which places have no token; of the other splits, the count and the means."""
+    for seed, keep_ratio in ((0, 0.3), (1, 0.6), (2, 0.9)):
+        tokens, frames = left_out(sizes, 3, 4, seed, SIGNAL)
+        selection = FastVID(keep_ratio, split=split, segments=2, threshold=-1).select(tokens)
+        salience = [some.tolist() for some in tokens.signals[SIGNAL].split(list(sizes))]
+        expected = by_rules(frames, salience, keep_ratio, segments=2, tau=-1)
+        vectors = merge_rows(tokens.hidden, selection)
+        assert len(selection.keep) == round(sum(sizes) * keep_ratio)
+        ones = torch.ones_like(tokens.hidden)
+        torch.testing.assert_close(merge_rows(ones, selection), ones[: len(vectors)])
+        if split == "frame":
+            assert selection.keep.tolist() == sorted(expected)
+            torch.testing.assert_close(vectors, torch.tensor([expected[row] for row in sorted(expected)]))
 
 
 @pytest.mark.parametrize("split", ["frame", "segment", "runs"])

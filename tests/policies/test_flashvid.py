@@ -8,7 +8,7 @@ import torch
 
 import vtprune
 from tests import oracle, tiny
-from tests.policies.fabricate import Source
+from tests.policies.fabricate import Source, left_out
 from tests.policies.golden import load
 from vtprune.apply import merge_rows
 from vtprune.blocks import density_peaks, peak_clusters
@@ -203,29 +203,30 @@ def clusters_of(rows, k):
 
 
 def by_steps(x, salience, share, segments, threshold, similarity, relevant):
-    """{flat id: vector} before the LLM. x: (T, N) lists of vectors. share: of a frame's tokens."""
-    t, n, out = len(x), len(x[0]), {}
+    """{flat id: vector} before the LLM. x: frames, lists of vectors, of any length. share: of a frame's tokens."""
+    t, ns, out = len(x), [len(frame) for frame in x], {}
+    at = [sum(ns[:f]) for f in range(t)]
     means = [average(frame) for frame in x]
     alike = [cosine(a, b) for a, b in zip(means, means[1:])]
     cuts = [i for i in range(t - 1) if alike[i] < threshold]
     left = sorted((i for i in range(t - 1) if i not in cuts), key=lambda i: (alike[i], i))
     cuts += left[: max(0, segments - 1 - len(cuts))]
     bounds = [0, *(i + 1 for i in sorted(cuts)), t]
-    per_frame = math.ceil(n * share - 1e-9)
-    picked = math.ceil(per_frame * 0.7 - 1e-9)
+    each = [math.ceil(n * share - 1e-9) for n in ns]
+    picked = [math.ceil(k * 0.7 - 1e-9) for k in each]
     for start, stop in zip(bounds, bounds[1:]):
         free, centre = {}, average(means[start:stop])
         for f in range(start, stop):
             dot = [sum(a * b for a, b in zip(row, centre)) if relevant else 1 for row in x[f]]
-            picks = picks_of(x[f], [s * d for s, d in zip(salience[f], dot)], picked)
-            out |= {f * n + i: x[f][i] for i in picks}
-            free[f] = [i for i in range(n) if i not in picks]
+            picks = picks_of(x[f], [s * d for s, d in zip(salience[f], dot)], picked[f])
+            out |= {at[f] + i: x[f][i] for i in picks}
+            free[f] = [i for i in range(ns[f]) if i not in picks]
         links = {}
         for f in range(start + 1, stop):
             for i in free[f] if free[f - 1] else ():
                 best = max(free[f - 1], key=lambda j: (cosine(x[f][i], x[f - 1][j]), -j))
                 links[f, i] = (cosine(x[f][i], x[f - 1][best]), best)
-        limit, most = similarity, (stop - start) * (n - per_frame)
+        limit, most = similarity, sum(ns[start:stop]) - sum(each[start:stop])
         if sum(value > limit for value, _ in links.values()) > most:
             limit = max(-1 + 1e-6, sorted((value for value, _ in links.values()), reverse=True)[max(0, most - 1)])
         trees = {}
@@ -235,13 +236,13 @@ def by_steps(x, salience, share, segments, threshold, similarity, relevant):
                 while (g, j) in links and links[g, j][0] > limit:
                     g, j = g - 1, links[g, j][1]
                 trees.setdefault((g, j), []).append(x[f][i])
-        total = (per_frame - picked) * (stop - start)
+        total = sum(each[start:stop]) - sum(picked[start:stop])
         for f in range(start, stop):
             mine = sorted(i for g, i in trees if g == f)
             rows = [average(trees[f, i]) for i in mine]
             k = math.ceil(len(mine) * min(1, total / len(trees)) - 1e-9) if trees else 0
             for c, members in clusters_of(rows, k) if k and k < len(mine) else [(i, [i]) for i in range(k)]:
-                out[f * n + mine[c]] = average([rows[i] for i in members])
+                out[at[f] + mine[c]] = average([rows[i] for i in members])
     return out
 
 
@@ -267,6 +268,21 @@ def test_any_video_follows_the_steps(shape, keep_ratio, options, relevant):
         expected = by_steps(x.tolist(), salience.tolist(), keep_ratio * 1.25, **options, relevant=relevant)
         tokens = video(x, salience)
         selection = policy.select(tokens)
+        assert selection.keep.tolist() == sorted(expected)
+        vectors = torch.tensor([expected[row] for row in sorted(expected)])
+        torch.testing.assert_close(merge_rows(tokens.hidden, selection), vectors, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("relevant", [False, True])
+@pytest.mark.parametrize("sizes", [(9, 3, 5, 9, 2), (4, 7, 2), (1, 9)])
+def test_frames_of_any_size_follow_the_steps(sizes, relevant):
+    """Oracle: the same loops, on clips of which places have no token."""
+    for seed, keep_ratio, similarity in ((0, 0.2, 0.3), (1, 0.4, -0.9), (2, 0.6, -0.9)):
+        options = {"segments": 2, "threshold": -1, "similarity": similarity}
+        tokens, frames = left_out(sizes, 3, 4, seed, SALIENCE)
+        salience = [some.tolist() for some in tokens.signals[SALIENCE].split(list(sizes))]
+        expected = by_steps(frames, salience, keep_ratio * 1.25, **options, relevant=relevant)
+        selection = FlashVID(keep_ratio, relevance=relevant, **options).select(tokens)
         assert selection.keep.tolist() == sorted(expected)
         vectors = torch.tensor([expected[row] for row in sorted(expected)])
         torch.testing.assert_close(merge_rows(tokens.hidden, selection), vectors, rtol=1e-4, atol=1e-5)

@@ -8,7 +8,7 @@ import torch
 
 import vtprune
 from tests import oracle, tiny
-from tests.policies.fabricate import Source
+from tests.policies.fabricate import Source, left_out
 from tests.policies.golden import load
 from vtprune.policies.vidcom2 import VidCom2, frame_counts, frame_shares, redundancy
 from vtprune.tokens import Segment, VisualTokens
@@ -55,9 +55,10 @@ def test_worked_example(compat, rows):
 
 
 def by_formula(frames, keep_ratio):
-    """Flat ids of what stays. frames: (T, N) lists of vectors."""
-    t, n, width = len(frames), len(frames[0]), len(frames[0][0])
-    rows = [row for frame in frames for row in frame]
+    """Flat ids of what stays. frames: lists of vectors, of any length each."""
+    t, width, rows = len(frames), len(frames[0][0]), [row for frame in frames for row in frame]
+    of = [f for f, frame in enumerate(frames) for _ in frame]
+    ids = [[i for i, g in enumerate(of) if g == f] for f in range(t)]
     means = [sum(row[c] for row in rows) / len(rows) for c in range(width)]
     spread = [sum((row[c] - means[c]) ** 2 for row in rows) for c in range(width)]
     channels = sorted(range(width), key=lambda c: (spread[c], c))[: width // 2]
@@ -73,18 +74,18 @@ def by_formula(frames, keep_ratio):
         return sum(math.exp(-far / (2 * a)) for a in (1 / 8, 1 / 4, 1 / 2, 1, 2))
 
     whole = [close(u, unit) for u in unit]
-    score = [whole[i] + close(unit[i], unit[i // n * n : i // n * n + n]) for i in range(t * n)]
-    z = [-sum(whole[f * n : f * n + n]) / n for f in range(t)]
+    score = [whole[i] + close(unit[i], [unit[j] for j in ids[f]]) for i, f in enumerate(of)]
+    z = [-sum(whole[i] for i in some) / len(some) for some in ids]
     power = [math.exp((v - max(z)) / 0.01) for v in z]
     shares = [min(1, keep_ratio * (1 + p / sum(power) - 1 / t)) for p in power]
     kept = []
     for f, share in enumerate(shares):
-        kept += sorted(range(f * n, f * n + n), key=lambda i: (score[i], i))[: max(1, round(share * n))]
-    target = max(t, math.floor(keep_ratio * t * n + 1e-9))
+        kept += sorted(ids[f], key=lambda i: (score[i], i))[: max(1, round(share * len(ids[f])))]
+    target = max(t, math.floor(keep_ratio * len(rows) + 1e-9))
     while len(kept) > target:
-        kept.remove(max((i for i in kept if sum(j // n == i // n for j in kept) > 1), key=lambda i: (score[i], i)))
+        kept.remove(max((i for i in kept if sum(of[j] == of[i] for j in kept) > 1), key=lambda i: (score[i], i)))
     while len(kept) < target:
-        kept.append(min((i for i in range(t * n) if i not in kept), key=lambda i: (score[i], i)))
+        kept.append(min((i for i in range(len(rows)) if i not in kept), key=lambda i: (score[i], i)))
     return sorted(kept)
 
 
@@ -95,6 +96,17 @@ def test_any_video_follows_the_formula(shape, keep_ratio):
     for seed in range(3):
         x = torch.randn(shape, generator=torch.Generator().manual_seed(seed))
         assert VidCom2(keep_ratio).select(video(x)).keep.tolist() == by_formula(x.tolist(), keep_ratio)
+
+
+@pytest.mark.parametrize("sizes", [(9, 1, 4, 9), (3, 7), (5, 9, 2, 1, 1)])
+def test_frames_of_any_size_follow_the_formula(sizes):
+    """Oracle: the same loops, on clips of which places have no token."""
+    for seed, keep_ratio in ((0, 0.2), (1, 0.5), (2, 0.9)):
+        tokens, frames = left_out(sizes, 3, 6, seed)
+        assert VidCom2(keep_ratio).select(tokens).keep.tolist() == by_formula(frames, keep_ratio)
+        assert VidCom2(keep_ratio).forecast(tokens).left(keep_ratio) == {-1: len(by_formula(frames, keep_ratio))}
+        shares, _ = VidCom2(keep_ratio).allot(tokens)
+        assert [len(share.rows) for share in shares] == list(sizes)
 
 
 def test_tokens_that_are_all_equal_or_zero_are_kept_evenly_lowest_first():

@@ -1,6 +1,6 @@
 """Frames: the rows of each frame of an image or video as grids in raster order, and the scores that belong to it."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -11,35 +11,72 @@ from vtprune.tokens import Segment
 
 @dataclass(frozen=True)
 class Grid:
-    """rows: (height * width,) int64 rows of ``VisualTokens.hidden``, in raster order, on the CPU."""
+    """rows: (height * width,) int64 rows of ``VisualTokens.hidden``, in raster order, on the CPU.
+
+    whole: False where some places of the frame have no token; what is left of it is then a line, in raster order.
+    """
 
     rows: Tensor
     height: int
     width: int
+    whole: bool = True
+
+
+WHOLE_ONLY = (
+    "this policy needs whole frames, and of {} frames in this prompt {} lack tokens: the processor left them out, as "
+    "VideoLLaMA 3's does with what repeats (use_token_compression=False keeps all), or another policy dropped them. "
+    "aim, evs, fastvid, flashvid, framefusion, llava_scissor, vidcom2, and quota with resize='sample' or 'merge' take "
+    "frames of any size"
+)
+
+
+def check_whole(clips: Iterable[Iterable[Sequence[Grid]]]) -> None:
+    """Raises NotImplementedError unless every frame of some clips, given as its views, is whole."""
+    whole = [all(grid.whole for grid in views) for clip in clips for views in clip]
+    if not all(whole):
+        raise NotImplementedError(WHOLE_ONLY.format(len(whole), whole.count(False)))
 
 
 def frame_grids(segment: Segment, coords: Tensor | None) -> list[tuple[Grid, ...]]:
     """The grids of every frame of a segment, one for each view; an image is a clip of one frame.
 
-    coords: of all tokens of the sample, on the CPU. Newlines have no place and are left out. Where the grids are
-    unknown or not whole, all tokens of the segment are one frame: a line, in prompt order.
+    coords: of all tokens of the sample, on the CPU. Newlines have no place and are left out. A view of which some
+    places have no token has frames that are not whole, and none where nothing is left. Where places are unknown, all
+    tokens of the segment are one frame: a line, in prompt order.
     """
     rows = torch.arange(segment.span.start, segment.span.stop)
     frames: list[tuple[Grid, ...]] = []
     if coords is not None and segment.grids:
         places = coords[rows]
         for view, (t, h, w) in enumerate(segment.grids):
-            mine = places[:, 0] == view
-            rank = (places[mine, 1] * h + places[mine, 2]) * w + places[mine, 3]
-            if rank.sort().values.tolist() != list(range(t * h * w)):
+            grids = _view(rows, places, view, (t, h, w))
+            if grids is None:
                 break
-            grids = [Grid(some, h, w) for some in rows[mine][rank.argsort()].split(h * w)]
             frames += [()] * (t - len(frames))
-            frames = [(*old, *new) for old, new in zip(frames, [(grid,) for grid in grids] + [()] * len(frames))]
+            frames = [(*old, *new) for old, new in zip(frames, [*grids, *[()] * (len(frames) - t)])]
         else:
+            frames = [frame for frame in frames if frame]
             if sum(len(grid.rows) for frame in frames for grid in frame) == int((places[:, 0] >= 0).sum()):
                 return frames
     return [(Grid(rows, 1, len(rows)),)]
+
+
+def _view(rows: Tensor, places: Tensor, view: int, shape: tuple[int, int, int]) -> list[tuple[Grid, ...]] | None:
+    """The grid of each frame of a view, nothing for an empty one; None if its tokens are not where it has places."""
+    t, h, w = shape
+    mine = places[:, 0] == view
+    rank = (places[mine, 1] * h + places[mine, 2]) * w + places[mine, 3]
+    rank, order = rank.sort()
+    ordered = rows[mine][order]
+    if rank.tolist() == list(range(t * h * w)):
+        return [(Grid(some, h, w),) for some in ordered.split(h * w)]
+    inside = (places[mine, 1:] >= 0) & (places[mine, 1:] < torch.tensor(shape))
+    if not len(rank) or not bool(inside.all()) or bool((rank[1:] == rank[:-1]).any()):
+        return None
+    counts = torch.bincount(rank // (h * w), minlength=t).tolist()
+    frames = [(some, len(some) == h * w) for some in ordered.split(counts)]
+    grids = [Grid(some, h, w) if full else Grid(some, 1, len(some), whole=False) for some, full in frames]
+    return [(grid,) if len(grid.rows) else () for grid in grids]
 
 
 def scores_by_slice(scores: Tensor, slices: int) -> Tensor:

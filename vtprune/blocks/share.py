@@ -25,11 +25,9 @@ class Share:
     k: int
 
 
-def split_rows(rows: Tensor, kept: Tensor, parts: int) -> list[Share]:
-    """Equal parts of ``rows`` (n,), each with as many as of it are among ``kept``."""
-    found = torch.isin(rows, kept)
-    pairs = zip(rows.cpu().chunk(parts), found.cpu().chunk(parts), strict=True)
-    return [Share(some, int(stays.sum())) for some, stays in pairs]
+def split_rows(parts: Sequence[Tensor], kept: Tensor) -> list[Share]:
+    """Each of ``parts``, (n,) rows, with as many as of it are among ``kept``."""
+    return [Share(some.cpu(), int(torch.isin(some, kept).sum())) for some in parts]
 
 
 def side_by_side(tokens: VisualTokens, parts: Sequence[tuple[Tensor, Selection]]) -> Selection:

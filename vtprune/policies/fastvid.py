@@ -23,6 +23,7 @@ from vtprune.blocks.anchor_budget import AnchorBudget, by_frame, by_run, by_segm
 from vtprune.blocks.assign import Sums, blends, kept, nearest
 from vtprune.blocks.density_peaks import distances, peak_scores
 from vtprune.blocks.frame_segments import consecutive_similarity, cut_below
+from vtprune.blocks.video_frames import frame_means, frame_sizes
 from vtprune.policies.base import check_choices, register, top_rows
 from vtprune.policies.video_base import VideoPolicy
 from vtprune.tokens import ModelFacts, VisualTokens
@@ -86,40 +87,46 @@ class FastVID(VideoPolicy):
         return dataclasses.replace(super().fitted(facts), threshold=threshold, split=self.split or usual)
 
     def prune(self, tokens: VisualTokens, video: Tensor, k: int) -> Sequence[Sums]:
-        x = tokens.hidden[video].float()
-        salience = tokens.signals[SIGNAL][video].float()
-        return self.merged(video, x, salience, x.mean(1), k)
+        x = tokens.hidden[video.clamp(min=0)].float()
+        salience = tokens.signals[SIGNAL][video.clamp(min=0)].float()
+        return self.merged(video, x, salience, frame_means(x, video >= 0), k)
 
     def merged(self, video: Tensor, x: Tensor, salience: Tensor, frames: Tensor, k: int) -> list[Sums]:
-        """x: (T, N, C) float32. salience: (T, N). frames: (T, Cg), a vector for each frame."""
+        """video: (T, N), -1 for none. x: (T, N, C) float32. salience: (T, N). frames: (T, Cg), a vector for each."""
+        sizes = frame_sizes(video)
         similarity = consecutive_similarity(frames)
         lengths = cut_below(similarity, 0.9 if self.threshold is None else self.threshold, self.segments)
         starts = [sum(lengths[:i]) for i in range(len(lengths))]
-        budgets = [self._budget(similarity[s : s + n - 1], n, video, k) for s, n in zip(starts, lengths, strict=True)]
+        ratio, segments = self.share(video, k), sizes.tolist()
+        segments = [segments[s : s + n] for s, n in zip(starts, lengths, strict=True)]
+        alike = [similarity[s : s + n - 1] for s, n in zip(starts, lengths, strict=True)]
+        budgets = [self._budget(some, ns, ratio) for some, ns in zip(alike, segments, strict=True)]
         n_salient = torch.tensor([n for budget in budgets for n in budget.salient], device=video.device)
         n_anchors = torch.tensor([n for budget in budgets for n in budget.anchors], device=video.device)
-        salient = self._salient(salience, n_salient, n_anchors, k)
+        salient = self._salient(salience.masked_fill(video < 0, -torch.inf), sizes, n_salient, n_anchors, k)
         parts, anchors = [kept(video[salient])], n_anchors.tolist()
         for start, length in zip(starts, lengths, strict=True):
             segment = slice(start, start + length)
-            parts += self._anchored(video[segment], x[segment], ~salient[segment], anchors[segment])
+            free = ~salient[segment] & (video[segment] >= 0)
+            parts += self._anchored(video[segment], x[segment], free, anchors[segment])
         return parts
 
-    def _budget(self, similarity: Tensor, length: int, video: Tensor, k: int) -> AnchorBudget:
-        """Of one segment. similarity: (length - 1,) of its frames to the next."""
-        n = video.shape[1]
-        ratio = self.share(video, k)
+    def _budget(self, similarity: Tensor, sizes: Sequence[int], ratio: float) -> AnchorBudget:
+        """Of one segment. similarity: (length - 1,) of its frames to the next. sizes: tokens of each frame."""
         # the decimals that were written, not the binary number next to them
-        per_frame = int(n * Decimal(str(float(ratio))))
+        each = [int(n * Decimal(str(float(ratio)))) for n in sizes]
         if self.split == "frame":
-            return by_frame(length, n, per_frame, self.context, self.period)
+            return by_frame(sizes, each, self.context, self.period)
         if self.split == "runs":
             runs = cut_below(similarity, SAME_FRAME, 1)
-            return by_run(runs, n, per_frame * length, self.context, self.period)
-        return by_segment(length, n, per_frame * length, self.context, self.period)
+            return by_run(runs, sizes, sum(each), self.context, self.period)
+        return by_segment(sizes, sum(each), self.context, self.period)
 
-    def _salient(self, salience: Tensor, n_salient: Tensor, n_anchors: Tensor, k: int) -> Tensor:
-        """(T, N) bool: the most salient tokens of each frame, and of all frames until ``k`` tokens are kept."""
+    def _salient(self, salience: Tensor, sizes: Tensor, n_salient: Tensor, n_anchors: Tensor, k: int) -> Tensor:
+        """(T, N) bool: the most salient tokens of each frame, and of all frames until ``k`` tokens are kept.
+
+        salience: -inf for what is no token, so that it stands behind the ``sizes`` (T,) tokens of its frame.
+        """
         order = salience.sort(dim=1, descending=True, stable=True).indices
         rank = torch.empty_like(order).scatter_(
             1, order, torch.arange(order.shape[1], device=order.device).expand_as(order)
@@ -129,7 +136,7 @@ class FastVID(VideoPolicy):
         missing = k - total if "overflow-lost" not in self._quirks else 1 - total
         if missing > 0:
             # a frame must keep as many others as it has anchors
-            room = ~salient & (rank < salience.shape[1] - n_anchors[:, None])
+            room = ~salient & (rank < (sizes - n_anchors)[:, None])
             more = salience.masked_fill(~room, -torch.inf).flatten()
             salient.view(-1)[top_rows(more, min(missing, int(room.sum())))] = True
         return salient

@@ -26,7 +26,7 @@ from vtprune.blocks.frame_clusters import cluster_frames, rounded_up
 from vtprune.blocks.frame_segments import consecutive_similarity, cut_below
 from vtprune.blocks.frame_trees import link_frames, tree_sums
 from vtprune.blocks.inner_cut import InnerCut
-from vtprune.blocks.video_frames import video_counts, video_frames
+from vtprune.blocks.video_frames import frame_means, frame_sizes, rows_of, uneven_frames, video_counts
 from vtprune.policies.base import register, top_rows
 from vtprune.policies.video_base import VideoPolicy
 from vtprune.tokens import BEFORE_LLM, ModelFacts, Selection, VisualTokens
@@ -113,16 +113,16 @@ class FlashVID(VideoPolicy):
 
     def forecast(self, tokens: VisualTokens) -> Forecast:
         """Frames are rounded up; tokens of a frame that trees and clusters share may be one more or a few less."""
-        videos, _ = video_frames(tokens, self.images or "apart")
-        rest = len(tokens) - sum(video.numel() for video in videos)
+        videos, _ = uneven_frames(tokens, self.images or "apart")
+        rest = len(tokens) - sum(len(rows_of(video)) for video in videos)
 
         def left(ratio: float) -> dict[float, int]:
             changed = at_ratio(self, ratio)
             came = []
             for video, k in zip(videos, video_counts(videos, changed.count, self.budget), strict=True):
-                frames, n = video.shape
-                share = self._cut.before(ratio)
-                came.append(video.numel() if k >= video.numel() else frames * min(n, rounded_up(n * share)))
+                sizes, share = frame_sizes(video).tolist(), self._cut.before(ratio)
+                whole = k >= sum(sizes)
+                came.append(sum(sizes) if whole else sum(min(n, rounded_up(n * share)) for n in sizes))
             found = {BEFORE_LLM: rest + sum(came)}
             if self._cut.share < 1:
                 found[self._cut.layer] = rest + sum(min(n, rounded_up(n * self._cut.at(ratio))) for n in came)
@@ -137,36 +137,51 @@ class FlashVID(VideoPolicy):
 
     def prune(self, tokens: VisualTokens, video: Tensor, k: int) -> Sequence[Sums]:
         """The picks of every frame, and what its other tokens are merged into."""
-        t, n = video.shape
-        share = self._cut.before(self.keep_ratio) if self.n_keep is None else k / video.numel()
-        per_frame = min(n, rounded_up(n * share))
-        n_picked = rounded_up(per_frame * self.picked)
-        x, salience = tokens.hidden[video].float(), tokens.signals[SALIENCE][video].float()
-        lengths, parts = cut_below(consecutive_similarity(x.mean(1)), self.threshold, self.segments), []
-        for rows, frames, worth in zip(*(some.split(lengths) for some in (video, x, salience)), strict=True):
-            picked = torch.zeros(rows.shape, dtype=torch.bool, device=rows.device)
-            if n_picked:
-                picked.scatter_(1, self.picks(frames, worth, n_picked), True)
-            merged = self._merged(frames, picked, per_frame, per_frame - n_picked)
+        sizes, there, at = frame_sizes(video), video >= 0, video.clamp(min=0)
+        share = self._cut.before(self.keep_ratio) if self.n_keep is None else k / int(sizes.sum())
+        x, salience = tokens.hidden[at].float(), tokens.signals[SALIENCE][at].float()
+        lengths, parts = cut_below(consecutive_similarity(frame_means(x, there)), self.threshold, self.segments), []
+        for rows, frames, worth, ns in zip(*(some.split(lengths) for some in (video, x, salience, sizes)), strict=True):
+            stay = [min(n, rounded_up(n * share)) for n in ns.tolist()]
+            n_picked = [rounded_up(n * self.picked) for n in stay]
+            picked = self._picked(frames, worth, rows >= 0, n_picked)
+            merged = self._merged(frames, picked, rows >= 0, sum(stay), sum(stay) - sum(n_picked))
             flat = rows.flatten()
             # where a pick is a centre too, what its cluster became is sent
             picked.view(-1)[merged.place] = False
             parts += [kept(rows[picked]), Sums(flat[merged.place], flat[merged.source], merged.weight)]
         return parts
 
-    def picks(self, x: Tensor, salience: Tensor, k: int) -> Tensor:
-        """(L, k) tokens of each frame of a segment. x: (L, N, C) float32. salience: (L, N)."""
+    def picks(self, x: Tensor, salience: Tensor, k: int, mean: Tensor | None = None) -> Tensor:
+        """(L, k) tokens of each frame of a segment, or of some of them. x: (L, N, C) float32. salience: (L, N).
+
+        mean: (C,) of the frames of the segment; None: of ``x``.
+        """
         if self.relevance is False:
             return calibrated_max_min(x, salience, k)
-        relevance = x @ x.mean(1).mean(0)
+        relevance = x @ (x.mean(1).mean(0) if mean is None else mean)
         return calibrated_max_min(x, salience * relevance, k, again="v2-repeat" in self._quirks)
 
-    def _merged(self, x: Tensor, picked: Tensor, per_frame: int, n_merged: int) -> Sums:
-        """What tokens of a segment that are not picked become, by flat ids. x: (L, N, C). picked: (L, N) bool."""
-        free = torch.ones_like(picked) if len(x) == 1 and "duplicates" in self._quirks else ~picked
-        parent = link_frames(x, free, self.similarity, per_frame * len(x))
+    def _picked(self, x: Tensor, salience: Tensor, there: Tensor, counts: Sequence[int]) -> Tensor:
+        """(L, N) bool: the ``counts`` (L,) tokens that are picked of each frame of a segment, of those ``there``."""
+        picked = torch.zeros_like(there)
+        if bool(there.all()):
+            return picked.scatter_(1, self.picks(x, salience, counts[0]), True) if counts[0] else picked
+        mean, sizes = frame_means(x, there).mean(0), there.sum(1).tolist()
+        for frame, (n, k) in enumerate(zip(sizes, counts, strict=True)):
+            if k:
+                picked[frame, self.picks(x[frame : frame + 1, :n], salience[frame : frame + 1, :n], k, mean)[0]] = True
+        return picked
+
+    def _merged(self, x: Tensor, picked: Tensor, there: Tensor, fewest: int, n_merged: int) -> Sums:
+        """What tokens of a segment that are not picked become, by flat ids. x: (L, N, C). picked, there: (L, N) bool.
+
+        fewest: how many of the segment's tokens trees leave at least. n_merged: how many clusters leave.
+        """
+        free = there if len(x) == 1 and "duplicates" in self._quirks else there & ~picked
+        parent = link_frames(x, free, self.similarity, fewest + int((~there).sum()))
         trees = tree_sums(parent, free, "tree-counter" in self._quirks)
-        return cluster_frames(trees, x, n_merged * len(x), NEIGHBOURS)
+        return cluster_frames(trees, x, n_merged, NEIGHBOURS)
 
     def answer(self, tokens: VisualTokens, parts: Sequence[Sums], note: str) -> Selection:
         if "tree-counter" not in self._quirks:
@@ -181,7 +196,7 @@ class FlashVID(VideoPolicy):
         for segment in tokens.segments:
             for i, video in enumerate(videos):
                 if len(segment) and bool((video == segment.span.start).any()):
-                    clips[segment.source] = (i, video.numel())
+                    clips[segment.source] = (i, len(rows_of(video)))
         tokens.memory[_MEMORY] = clips
 
     def _cut_again(self, tokens: VisualTokens) -> Selection:

@@ -22,9 +22,10 @@ import torch
 from torch import Tensor
 
 from vtprune.blocks.cells import share
+from vtprune.blocks.clip_grids import clip_grids
 from vtprune.blocks.forecast import Forecast, at_ratio
 from vtprune.blocks.frame_budget import even_budgets, frame_budgets, frame_weights
-from vtprune.blocks.frame_grid import checked_scores, frame_grids, given_scores, split_scores
+from vtprune.blocks.frame_grid import check_whole, checked_scores, frame_grids, given_scores, split_scores
 from vtprune.blocks.frame_rows import Part, merged_rows, new_rows, resize_frames
 from vtprune.blocks.resize import LINES, MERGING, MODES, resized_length
 from vtprune.blocks.share import Share
@@ -156,7 +157,9 @@ class QuoTA(ScorePolicy):
         return Forecast(left)
 
     def select(self, tokens: VisualTokens) -> Selection:
-        """The resized frames of every clip."""
+        """The resized frames of every clip. Raises NotImplementedError for a grid that is not whole."""
+        if self.features == "pooled" and self.resize not in LINES:
+            check_whole(clip_grids(tokens, "apart"))
         notes = [AS_FRAMES] if self.budget != "prompt" and self._as_frames(tokens) else []
         clips = self._clips(tokens)
         drawn = [resize_frames(clip.frames, self._budgets(clip, notes), self.resize) for clip in clips]

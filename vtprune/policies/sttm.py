@@ -17,7 +17,7 @@ import torch
 
 from vtprune.blocks.clip_grids import clip_grids
 from vtprune.blocks.forecast import Forecast, one_cut
-from vtprune.blocks.frame_grid import Grid
+from vtprune.blocks.frame_grid import Grid, check_whole
 from vtprune.blocks.frame_runs import IMAGES, usual_images
 from vtprune.blocks.grouping import Groups, group_selection, joined
 from vtprune.blocks.quadtree import pyramid, split_cells, unite_boxes
@@ -99,11 +99,12 @@ class STTM:
         return min(n, max(1, round(n * self.keep_ratio) if self.n_keep is None else self.n_keep))
 
     def select(self, tokens: VisualTokens) -> Selection:
-        """Every clip by itself."""
+        """Every clip by itself. Raises NotImplementedError where frames are not whole."""
         if self.keep_ratio == 1:
             return Selection.all(tokens)
-        parts, note = [], ""
-        for clip in clip_grids(tokens, self.images or "apart"):
+        clips, parts, note = clip_grids(tokens, self.images or "apart"), [], ""
+        check_whole(clips)
+        for clip in clips:
             rows = torch.cat([grid.rows for views in clip for grid in views])
             cut = Cutting(self, tokens, rows, clip)
             if self.keep_ratio is None and self.n_keep is None:

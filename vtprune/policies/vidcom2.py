@@ -19,7 +19,7 @@ from torch import Tensor
 
 from vtprune.blocks.assign import Sums, kept
 from vtprune.blocks.share import Share, split_rows
-from vtprune.blocks.video_frames import video_counts, video_frames
+from vtprune.blocks.video_frames import frame_means, frame_sizes, rows_of, uneven_frames, video_counts
 from vtprune.policies.base import register
 from vtprune.policies.video_base import NO_VIDEO, VideoPolicy
 from vtprune.tokens import VisualTokens
@@ -48,52 +48,58 @@ class VidCom2(VideoPolicy):
         wanted = self.n_keep if self.n_keep is not None else int(n * Decimal(str(float(self.keep_ratio))))
         return min(n, max(1, wanted))
 
-    def most(self, frames: int, n: int, k: int) -> int:
-        return min(frames * n, max(k, frames))
+    def most(self, sizes: Sequence[int], k: int) -> int:
+        return min(sum(sizes), max(k, len(sizes)))
 
     def allot(self, tokens: VisualTokens) -> tuple[list[Share], str]:
         """How many tokens each frame keeps, for another policy to choose; images are left whole."""
-        videos, notes = video_frames(tokens, self.images or "apart")
+        videos, notes = uneven_frames(tokens, self.images or "apart")
         found = []
         for video, k in zip(videos, video_counts(videos, self.count, self.budget), strict=True):
-            if k < video.numel():
+            if k < len(rows_of(video)):
                 [sums] = self.prune(tokens, video, k)
                 # tokens of a frame ascend, but for the order in which a family lists its places
-                found += split_rows(video.sort(1).values.flatten(), sums.place, len(video))
+                found += split_rows([frame[frame >= 0] for frame in video.sort(1).values], sums.place)
         return found, "; ".join(notes) if videos else NO_VIDEO.format(type(self).__name__)
 
     def prune(self, tokens: VisualTokens, video: Tensor, k: int) -> Sequence[Sums]:
-        x = tokens.hidden[video.flatten()]
+        x, there = tokens.hidden[video.clamp(min=0).flatten()], video >= 0
         x = x if "model-dtype" in self._quirks else x.float()
-        of_video, of_frame = redundancy(x.unflatten(0, video.shape))
+        of_video, of_frame = redundancy(x.unflatten(0, video.shape), there)
         ratio = self.share(video, k)
-        counts = frame_counts(frame_shares(of_video, ratio), video.shape[1])
-        worth = -(of_video + of_frame).flatten()
+        counts = frame_counts(frame_shares(of_video, ratio, there), frame_sizes(video))
+        worth = -(of_video + of_frame).masked_fill(~there, torch.inf).flatten()
         # 1: what a frame keeps by its own count; 2: its best token
         rank = torch.empty_like(video)
         order = worth.view(video.shape).sort(dim=1, descending=True, stable=True).indices
         rank.scatter_(1, order, torch.arange(video.shape[1], device=video.device).expand(video.shape))
-        standing = (rank < counts[:, None]).int()
+        standing = ((rank < counts[:, None]) & there).int()
         if "drift" in self._quirks:
             return [kept(video[standing > 0])]
         if "vllm" not in self._quirks:
-            standing += rank == 0
+            standing += (rank == 0) & there
+        # places without a token stand behind all others, and at least one token of every frame is kept
+        standing -= (~there).int()
         best = worth.sort(descending=True, stable=True).indices
         best = best[standing.flatten()[best].sort(descending=True, stable=True).indices]
         return [kept(video.flatten()[best[: max(k, len(video))]])]
 
 
 @torch.no_grad()
-def redundancy(x: Tensor) -> tuple[Tensor, Tensor]:
+def redundancy(x: Tensor, there: Tensor | None = None) -> tuple[Tensor, Tensor]:
     """(T, N) each, higher is more alike: how close each token is to the mean of the video, and of its frame.
 
-    x: (T, N, C). Rows are scaled to length 1 over the half of the channels that varies least, and closeness to a mean
-    is the sum of five Gaussians of the distance to it, which makes it a number in (0, 5].
+    x: (T, N, C). there: (T, N) bool, False for rows that are no token; None: all are. Rows are scaled to length 1 over
+    the half of the channels that varies least, and closeness to a mean is the sum of five Gaussians of the distance to
+    it, which makes it a number in (0, 5].
     """
-    variance = x.flatten(0, 1).var(0, correction=0)
+    there = torch.ones(x.shape[:2], dtype=torch.bool, device=x.device) if there is None else there
+    whole = bool(there.all())
+    variance = (x.flatten(0, 1) if whole else x[there]).var(0, correction=0)
     channels = variance.sort(stable=True).indices[: int(x.shape[-1] * CHANNELS)]
     unit = F.normalize(x[..., channels], dim=-1)
-    return _closeness(unit, unit.mean((0, 1))), _closeness(unit, unit.mean(1, keepdim=True))
+    of_video = unit.mean((0, 1)) if whole else unit[there].mean(0)
+    return _closeness(unit, of_video), _closeness(unit, frame_means(unit, there)[:, None])
 
 
 def _closeness(unit: Tensor, centre: Tensor) -> Tensor:
@@ -101,13 +107,14 @@ def _closeness(unit: Tensor, centre: Tensor) -> Tensor:
     return sum((-square / (2 * width)).exp() for width in WIDTHS)
 
 
-def frame_shares(of_video: Tensor, keep_ratio: float) -> Tensor:
-    """(T,) in [0, 1]: the share of its tokens that each frame keeps. of_video: (T, N) as of ``redundancy``."""
-    unlike = (-of_video.mean(1)).double() / TEMPERATURE
+def frame_shares(of_video: Tensor, keep_ratio: float, there: Tensor | None = None) -> Tensor:
+    """(T,) in [0, 1]: the share of its tokens that each frame keeps. of_video, there: (T, N) as of ``redundancy``."""
+    there = torch.ones_like(of_video, dtype=torch.bool) if there is None else there
+    unlike = (-frame_means(of_video[..., None], there)[:, 0]).double() / TEMPERATURE
     weight = unlike.softmax(0)
     return (keep_ratio * (1 + weight - weight.mean())).clamp(max=1)
 
 
-def frame_counts(shares: Tensor, n: int) -> Tensor:
-    """(T,) int64: how many of its n tokens each frame keeps, half rounds to even, at least 1."""
+def frame_counts(shares: Tensor, n: int | Tensor) -> Tensor:
+    """(T,) int64: how many of its n tokens, () or (T,), each frame keeps, half rounds to even, at least 1."""
     return (shares * n).round().long().clamp(min=1)

@@ -1,4 +1,4 @@
-"""The base of policies that prune videos, each by itself and as frames of equal size, and leave images whole."""
+"""The base of policies that prune videos, each by itself and frame by frame, and leave images whole."""
 
 import dataclasses
 from collections.abc import Sequence
@@ -10,7 +10,7 @@ from torch import Tensor
 from vtprune.blocks.assign import Sums, kept, merge_matrix
 from vtprune.blocks.forecast import Forecast, at_ratio
 from vtprune.blocks.frame_runs import IMAGES, usual_images
-from vtprune.blocks.video_frames import other_rows, video_counts, video_frames
+from vtprune.blocks.video_frames import frame_sizes, other_rows, rows_of, uneven_frames, video_counts
 from vtprune.policies.base import ScorePolicy, check_choices, quirks
 from vtprune.tokens import ModelFacts, Selection, VisualTokens
 
@@ -48,7 +48,10 @@ class VideoPolicy(ScorePolicy):
         return dataclasses.replace(self, images=self.images or usual_images(facts))
 
     def prune(self, tokens: VisualTokens, video: Tensor, k: int) -> Sequence[Sums]:
-        """What is left of one video. video: (T, N) rows, frame by frame. k: how many to keep, below T * N."""
+        """What is left of one video, of which ``k`` are to be kept, fewer than there are.
+
+        video: (T, N) rows, frame by frame; -1 fills up frames that lack tokens.
+        """
         raise NotImplementedError(f"{type(self).__name__} must define prune(tokens, video, k) -> [Sums, ...]")
 
     def prepare(self, tokens: VisualTokens, videos: Sequence[Tensor]) -> None:
@@ -56,33 +59,35 @@ class VideoPolicy(ScorePolicy):
 
     def share(self, video: Tensor, k: int) -> float:
         """The fraction of a video's tokens to keep: as it was given, or what ``k`` is of them."""
-        return self.keep_ratio if self.n_keep is None else k / video.numel()
+        return self.keep_ratio if self.n_keep is None else k / len(rows_of(video))
 
     def forecast(self, tokens: VisualTokens) -> Forecast:
         """The count of every video; images are whole."""
-        videos, _ = video_frames(tokens, self.images or "apart")
-        rest = len(tokens) - sum(video.numel() for video in videos)
+        videos, _ = uneven_frames(tokens, self.images or "apart")
+        sizes = [frame_sizes(video).tolist() for video in videos]
+        rest = len(tokens) - sum(map(sum, sizes))
 
         def left(ratio: float) -> dict[float, int]:
             changed = at_ratio(self, ratio)
             counts = video_counts(videos, changed.count, self.budget)
-            return {tokens.site: rest + sum(changed.most(*video.shape, k) for video, k in zip(videos, counts))}
+            return {tokens.site: rest + sum(changed.most(some, k) for some, k in zip(sizes, counts))}
 
         return Forecast(left)
 
-    def most(self, frames: int, n: int, k: int) -> int:
-        """How many tokens a video of so many frames of ``n`` is left with, when ``k`` are asked for."""
-        return min(frames * n, k)
+    def most(self, sizes: Sequence[int], k: int) -> int:
+        """How many tokens a video of frames of such sizes is left with, when ``k`` are asked for."""
+        return min(sum(sizes), k)
 
     def select(self, tokens: VisualTokens) -> Selection:
-        videos, notes = video_frames(tokens, self.images or "apart")
+        videos, notes = uneven_frames(tokens, self.images or "apart")
         if not videos:
             none = NO_VIDEO.format(type(self).__name__)
             return dataclasses.replace(Selection.all(tokens), note="; ".join(notes) or none)
         self.prepare(tokens, videos)
         parts = [kept(other_rows(videos, len(tokens), tokens.hidden.device))]
         for video, k in zip(videos, video_counts(videos, self.count, self.budget), strict=True):
-            parts += [kept(video.flatten())] if k >= video.numel() else self.prune(tokens, video, k)
+            rows = rows_of(video)
+            parts += [kept(rows)] if k >= len(rows) else self.prune(tokens, video, k)
         return self.answer(tokens, parts, "; ".join(notes))
 
     def answer(self, tokens: VisualTokens, parts: Sequence[Sums], note: str) -> Selection:
