@@ -89,6 +89,7 @@ class Shortened:
         rows, stays, kinds = torch.arange(hidden.shape[1]) + run.length, dict(kept), self.config.layer_types
         length = run.length + hidden.shape[1]
         tables = {kind: self._rotary(hidden, ids[..., None, :], kind) for kind in set(kinds)}
+        renumbered = False
 
         def shorten(site: float) -> None:
             nonlocal hidden, rows, tables
@@ -100,9 +101,9 @@ class Shortened:
             for site in sorted(site for site in stays if max(site, 0) == i):
                 shorten(site)
             if self.compact is not None and i == max(self.compact, 0):
-                places = torch.arange(len(rows))[None] + run.left
+                places, renumbered = torch.arange(len(rows))[None] + run.left, True
                 tables = {kind: self._rotary(hidden, places, kind) for kind in set(kinds)}
-            mask = None if kinds[i] in LINEAR else self._mask(run, i, rows, hidden)
+            mask = None if kinds[i] in LINEAR else self._mask(run, i, places[0] if renumbered else rows, hidden)
             given = {"attention_mask": mask, "position_embeddings": tables[kinds[i]]}
             if i + 0.5 in stays:
                 hidden = hidden + _mixed(layer, layer.input_layernorm(hidden), given, run.cache)
@@ -126,7 +127,7 @@ class Shortened:
         return self.text.rotary_emb(hidden, ids)
 
     def _mask(self, run: Run, index: int, rows: Tensor, hidden: Tensor) -> Tensor:
-        """(1, 1, q, K): no key after its query, in a window none that is too far away in the original sequence."""
+        """(1, 1, q, K): no key after its query, in a window none that is too far away by their ``rows``."""
         keys = run.keys[index] = torch.cat([run.keys.get(index, rows[:0]), rows])
         away = rows[:, None] - keys[None]
         seen = away >= 0

@@ -2,10 +2,23 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import torch
 from torch import Tensor
 
 from vtprune_kernels.gather_site import gather_site
+
+
+@dataclass(frozen=True)
+class KeptWindow:
+    """A window that counts the tokens that were kept, as where positions are renumbered.
+
+    size: how many of them a query sees, itself included. real: (B, total) bool, False for padding; None: all are.
+    """
+
+    size: int
+    real: Tensor | None
 
 
 def narrow_mask(
@@ -19,6 +32,7 @@ def narrow_mask(
     kind: str,
     dtype: torch.dtype,
     bias: Tensor | None = None,
+    window: KeptWindow | None = None,
 ):
     """The mask of one layer.
 
@@ -30,12 +44,13 @@ def narrow_mask(
                caches, whose slots may be more than that.
     kind:      the model's attention implementation; dtype: of its hidden states.
     bias:      (B, P) float that is added to the scores of the keys, or None.
+    window:    what the model's window is to count, if not tokens of the unpruned sequence; not for static caches.
     Returns the same form of mask for (B, n) queries and (B, P) keys; None stays None when nothing must be hidden. With
     a bias it is additive, (B, 1, n, P) in ``dtype``. Raises NotImplementedError for a bias where masks cannot add.
     """
     if bias is not None:
         check_takes_bias(kind, mask)
-        shown = narrow_mask(mask, columns, positions, valid, n, start, total, kind, dtype)
+        shown = narrow_mask(mask, columns, positions, valid, n, start, total, kind, dtype, None, window)
         shown = _causal(columns, positions, n, start) if shown is None else shown
         return _biased(shown, bias[:, None, None, :], dtype)
     if mask is None:
@@ -45,7 +60,7 @@ def narrow_mask(
     if mask.dim() == 2:
         kept = mask.gather(1, positions)
         return kept if valid is None else kept * valid.to(kept.dtype)
-    width = mask.shape[-1]
+    width, slots = mask.shape[-1], valid
     if isinstance(total, Tensor):
         # a static cache has slots beyond what a mask for a window shows; those hold nothing yet
         offset = (total - width).clamp(min=0)
@@ -61,7 +76,22 @@ def narrow_mask(
     if isinstance(offset, Tensor) or offset:
         seen = positions >= offset
         valid = seen if valid is None else valid & seen
-    return mask if valid is None else _hide(mask, valid[:, None, None, :])
+    mask = mask if valid is None else _hide(mask, valid[:, None, None, :])
+    return mask if window is None else _widened(mask, columns, positions, slots, n, start, window)
+
+
+def _widened(
+    mask: Tensor, columns: Tensor | None, positions: Tensor, valid: Tensor | None, n: int, start: int, kept: KeptWindow
+) -> Tensor:
+    """A narrowed mask with what its window hid of the last ``kept.size`` tokens that are there."""
+    before = _causal(columns, positions, n, start)
+    # what was dropped makes distances shorter, never longer, so nothing that was seen is hidden
+    there = torch.ones_like(positions, dtype=torch.bool) if valid is None else valid
+    place, shown = there.cumsum(1)[:, None, None, :], before & there[:, None, None, :]
+    shown = shown & (shown.sum(-1, keepdim=True) - place < kept.size)
+    if kept.real is not None:
+        shown = shown & kept.real.gather(1, positions)[:, None, None, :]
+    return mask | shown if mask.dtype == torch.bool else mask.masked_fill(shown, 0)
 
 
 def check_takes_bias(kind: str, mask=None) -> None:

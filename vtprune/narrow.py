@@ -13,7 +13,7 @@ from vtprune.cache import PrunedDynamicLayer, PrunedLayer, PrunedStaticLayer, li
 from vtprune.families.base import Family
 from vtprune.forward import Forward
 from vtprune.linear import check_linear, linear_mask
-from vtprune.masks import narrow_mask
+from vtprune.masks import KeptWindow, narrow_mask
 from vtprune.ragged import RaggedMask, packs
 from vtprune.slots import Slots
 from vtprune_kernels.gather_site import gather_site
@@ -30,6 +30,8 @@ KNOWN_ARGUMENTS = {
 ``shared_kv_states`` layers find what earlier ones left there, which is physical like their cache."""
 
 ROTARY = "position_embeddings"
+
+USE = "Use positions='original', where it counts the tokens of the unpruned prompt"
 
 
 def knows(name: str, family: Family) -> bool:
@@ -75,11 +77,13 @@ class LayerArguments:
         elif not isinstance(layer, PrunedLayer):
             return None
         out = dict(bound)
-        out["attention_mask"] = self.mask(forward, index, layer, hidden, bound.get("attention_mask"))
         shift = forward.arrival.shift if forward.arrival is not None else self.shift(bound, index)
+        shift = None if forward.positions == "compact-decode" else shift
+        mask = bound.get("attention_mask")
+        out["attention_mask"] = self.mask(forward, index, layer, hidden, mask, shift is not None)
         if forward.columns is not None:
             out.update(self._gathered(forward, bound))
-        if shift is not None and forward.positions != "compact-decode":
+        if shift is not None:
             out.update(self.renumbered(forward, index, hidden, bound, shift))
         return out
 
@@ -90,9 +94,12 @@ class LayerArguments:
         mask = linear_mask(forward, bound.get("attention_mask"), hidden.device)
         return {**bound, "attention_mask": mask, **self._gathered(forward, bound)}
 
-    def mask(self, forward: Forward, index: int, layer, hidden: Tensor, mask):
+    def mask(self, forward: Forward, index: int, layer, hidden: Tensor, mask, renumbered: bool):
+        """The layer's mask for physical rows and slots; where positions are renumbered, its window counts those."""
         n, shared = hidden.shape[-2], index in self.sources
         if isinstance(layer, PrunedStaticLayer):
+            if renumbered:
+                self._check_static_window(index, layer)
             kind = compat.attention_kind(self.decoder.config)
             # slots that hold nothing are hidden in every case, also when all rows keep the same number
             positions, valid, bias = layer.stored_tensors() if shared else layer.coming_tensors(n)
@@ -102,13 +109,13 @@ class LayerArguments:
             return narrow_mask(mask, columns, positions, valid, n, start, total, kind, hidden.dtype, bias)
         # the layer whose keys are shared has run, so it holds the keys of this forward already
         slots = None if layer is None else layer.slots if shared else layer.coming(n)
-        key = (id(slots), id(mask), n, hidden.device)
+        key = (id(slots), id(mask), n, hidden.device, self._window(index) if renumbered else None)
         if key not in forward.memo:
             # the keys are addresses, so what they belong to is kept alive beside the answer
-            forward.memo[key] = (self._narrowed(forward, index, slots, hidden, mask), slots, mask)
+            forward.memo[key] = (self._narrowed(forward, index, slots, hidden, mask, renumbered), slots, mask)
         return forward.memo[key][0]
 
-    def _narrowed(self, forward: Forward, index: int, slots: Slots | None, hidden: Tensor, mask):
+    def _narrowed(self, forward: Forward, index: int, slots: Slots | None, hidden: Tensor, mask, renumbered: bool):
         device, length = hidden.device, forward.length
         kind = compat.attention_kind(self.decoder.config)
         if slots is None:
@@ -127,7 +134,9 @@ class LayerArguments:
         columns = None if forward.columns is None or forward.cut else forward.columns.to(device)
         # rows that were not dropped are the last of all, also where the decoder went on with a few of them
         first = start if columns is not None else start + length - n
-        narrowed = narrow_mask(mask, columns, positions, valid, n, first, start + length, kind, hidden.dtype, bias)
+        total = start + length
+        kept = self._kept_window(forward, index, hidden, mask, total) if renumbered and window else None
+        narrowed = narrow_mask(mask, columns, positions, valid, n, first, total, kind, hidden.dtype, bias, kept)
         # without earlier keys samples attend to themselves alone; what is added to scores needs the mask
         alone = columns is not None and start == 0 and positions.shape[1] == n and bias is None
         return self._packed(forward, mask, narrowed, valid, device) if alone else narrowed
@@ -143,6 +152,34 @@ class LayerArguments:
 
     def _window(self, index: int) -> int | None:
         return compat.attention_window(self.decoder.layers[index].self_attn)
+
+    def _kept_window(self, forward: Forward, index: int, hidden: Tensor, mask, total: int) -> KeptWindow | None:
+        """What the layer's window counts where positions are renumbered; None where it hides nothing of ``total``."""
+        window = self._window(index)
+        if mask is None or total <= window:
+            return None
+        if not isinstance(mask, Tensor) or mask.dim() != 4:
+            raise NotImplementedError(f"{self._counts(index)} for this mask. {USE}")
+        real = forward.mask2d if forward.mask2d is not None else forward.mask
+        full = real.get("full_attention", mask) if isinstance(real, Mapping) else None
+        if isinstance(full, Tensor) and full is not mask:
+            # the last query of a layer without a window sees every token that is there
+            last = full[:, 0, -1]
+            full = last if last.dtype == torch.bool else last > torch.finfo(last.dtype).min / 2
+        real = full if isinstance(real, Mapping) else real
+        if real is not None and (real.dim() != 2 or real.shape[1] < total):
+            raise NotImplementedError(f"{self._counts(index)}, as nothing says which tokens are padding. {USE}")
+        return KeptWindow(window, None if real is None else real.bool().to(hidden.device).expand(hidden.shape[-3], -1))
+
+    def _check_static_window(self, index: int, layer: PrunedStaticLayer) -> None:
+        if (self._window(index) or layer.max_cache_len) < layer.max_cache_len:
+            raise NotImplementedError(f"{self._counts(index)} in a static cache. {USE}; or the default cache")
+
+    def _counts(self, index: int) -> str:
+        return (
+            f"layer {index} of {type(self.decoder).__name__} has a window of {self._window(index)} tokens, which "
+            "cannot be made to count renumbered positions"
+        )
 
     def _gathered(self, forward: Forward, bound: Mapping) -> dict:
         """What has an entry for every token, at the columns that are there."""
@@ -175,7 +212,8 @@ class LayerArguments:
 
     def renumbered(self, forward: Forward, index: int, hidden: Tensor, bound: Mapping, shift: Tensor) -> dict:
         """Arguments that tell positions without gaps (``positions="compact"``)."""
-        key = ("compact", id(shift), compat.layer_type(self.decoder, index), hidden.device)
+        # the decoder may have gone on with the last rows alone
+        key = ("compact", id(shift), compat.layer_type(self.decoder, index), hidden.device, hidden.shape[-2])
         if key not in forward.memo:
             ids, shift = bound["position_ids"].expand(hidden.shape[-3], -1), shift.to(hidden.device)
             if forward.columns is None:

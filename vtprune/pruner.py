@@ -162,11 +162,11 @@ class Pruner:
         forward.sinks = self.plan.sinks
         ids, embeds = bound.get("input_ids"), bound.get("inputs_embeds")
         forward.length, forward.plane = (ids if ids is not None else embeds).shape[1], self.plane
+        mask = bound.get("attention_mask")
+        forward.mask2d = mask if isinstance(mask, Tensor) and mask.dim() == 2 else None
         CURRENT.set(forward)
         if forward.length > 1 and self.placeholders:
             forward.kinds, forward.ids = self._kinds(ids, embeds)
-            mask = bound.get("attention_mask")
-            forward.mask2d = mask if isinstance(mask, Tensor) and mask.dim() == 2 else None
             check_chunks(bound.get("mm_encoder_outputs"))
             forward.encoded = encoded_sources(bound.get("mm_encoder_outputs"))
             forward.per_step = bound.get(self.family.step_argument)
@@ -196,7 +196,7 @@ class Pruner:
         forward = CURRENT.get()
         if forward is None or forward.owner is not self:
             return
-        cache = bound.get("past_key_values")
+        cache, forward.mask = bound.get("past_key_values"), bound.get("attention_mask")
         forward.plain = cache is None or all(_dense(layer) for layer in cache.layers)
         visual = forward.kinds is not None and bool((forward.kinds >= 0).any())
         if visual or not forward.plain:
@@ -221,7 +221,7 @@ class Pruner:
         if cache is not None:
             check_places(cache, self.decoder, self.plan.linear)
             forward.equalize = self.equalize and any(map(has_state, cache.layers))
-        forward.mask, forward.position_ids = bound.get("attention_mask"), bound.get("position_ids")
+        forward.position_ids = bound.get("position_ids")
         # a base that is the decoder encodes its pictures within this call
         forward.waits = self.family.text_is_base and forward.ids is not None
         if not forward.waits:
@@ -330,11 +330,9 @@ class Pruner:
         if not isinstance(layer, PrunedLayer):
             return None
         hidden = args[0] if args else kwargs["hidden_states"]
-        out = {
-            **kwargs,
-            "attention_mask": self.arguments.mask(forward, index, layer, hidden, kwargs.get("attention_mask")),
-        }
         shift = layer.shift if isinstance(layer, PrunedStaticLayer) else layer.slots.shift
+        mask = self.arguments.mask(forward, index, layer, hidden, kwargs.get("attention_mask"), shift is not None)
+        out = {**kwargs, "attention_mask": mask}
         if shift is not None:
             out.update(self.arguments.renumbered(forward, index, hidden, kwargs, shift))
         if args:
