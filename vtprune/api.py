@@ -158,12 +158,11 @@ def _pruner(model: nn.Module):
 def _check_fits(policy: Policy, model: nn.Module, family) -> None:
     """Raises what ``wrap`` says it raises where a policy cannot do its work in this model."""
     from vtprune.evict import check_evicts
-    from vtprune.plan import check_injections, check_sites
+    from vtprune.plan import check_sites
     from vtprune.refuse import check_proportional
     from vtprune.signals import check_needs
 
     check_sites(policy, len(family.decoder(model).layers))
-    check_injections(policy, family, model)
     check_needs(policy, family, model)
     check_proportional(policy, model, family)
     check_evicts(policy, family.decoder(model), family, family.linear_layers(model))

@@ -33,14 +33,34 @@ class Added(_Override):
         forward = self.forward()
         if forward is None:
             return self.original(hidden, visual, embeddings)
-        visual = visual.to(hidden.device)
-        full = hidden.new_zeros(*visual.shape, hidden.shape[-1])
-        full[visual] = embeddings.to(hidden.device, hidden.dtype)
-        for step in forward.steps:
-            full = step.apply(full)
-        if forward.scattered:
-            full = forward.scatter(full)
-        return hidden + full
+        return added(forward, hidden, visual, embeddings)
+
+
+def added(forward: Forward, hidden: Tensor, visual: Tensor, embeddings: Tensor) -> Tensor:
+    """``hidden`` (B, P, D) of the rows that are there with ``embeddings`` (visual tokens, D) added to those they hold.
+
+    visual: (B, L) bool, the visual tokens of the unpruned prompt. A merged row gets what its tokens would have got.
+    """
+    visual = visual.to(hidden.device)
+    full = hidden.new_zeros(*visual.shape, hidden.shape[-1])
+    full[visual] = embeddings.to(hidden.device, hidden.dtype)
+    for step in forward.steps:
+        full = step.apply(full)
+    if forward.scattered:
+        full = forward.scatter(full)
+    return hidden + full
+
+
+def deferred(forward: Forward, names: tuple[str, str], arguments: dict, first: int) -> dict:
+    """The decoder's arguments without what it would add before layers behind ``first``: hooks do that, by ``added``.
+
+    names: ``Family.adds_in_loop``.
+    """
+    mask, features = (arguments.get(name) for name in names)
+    if not features or mask is None:
+        return arguments
+    forward.to_add = mask.squeeze(-1), {layer: feature for layer, feature in features.items() if layer > first}
+    return {**arguments, names[1]: {layer: feature for layer, feature in features.items() if layer <= first}}
 
 
 class Cut(_Override):

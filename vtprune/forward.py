@@ -115,6 +115,7 @@ class Forward:
     valid:   (B, P) or None; False for pads that unequal counts made necessary. lengths: rows of each sample but pads.
     cut:     the decoder went on with the last columns alone, so that rows are those and nothing is left to gather.
     waits:   the pictures of this forward are still to be encoded, with its attention ``mask``.
+    to_add:  what the model would add between layers: a (B, L) mask of visual tokens, and by layer (visual tokens, D).
     plane:   which of several planes of hidden states policies see.
     stands_for: (B, P) for how many tokens the rows stand in attention; None where all stand for one.
     sinks:   what is done to visual attention sinks; None: nothing.
@@ -145,6 +146,7 @@ class Forward:
         self.waits = False
         self.mask = None
         self.merging: tuple | None = None
+        self.to_add: tuple[Tensor, Mapping[int, Tensor]] | None = None
         self.plane = 0
         self.scattered = False
         self.engaged = False

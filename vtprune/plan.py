@@ -165,18 +165,6 @@ def check_sites(policy: Policy, depth: int) -> None:
         raise ValueError(f"sites must be distinct and ascending, at least one; {policy} gives {sites}")
 
 
-def check_injections(policy: Policy, family: Family, model: nn.Module) -> None:
-    """Raises NotImplementedError for sites before a layer at which the model itself adds to every visual token."""
-    last = max(family.injections(model), default=0)
-    early = [site for site in policy.sites if max(0, site) < last]
-    if early:
-        raise NotImplementedError(
-            f"{type(model).__name__} adds what its vision tower sees to every visual token before decoder layer "
-            f"{last}, in the middle of its loop, and {policy} would drop tokens earlier, at {site_name(early[0])}. "
-            f"Choose a policy that acts at layer {last} or later, such as fastv with layer={last}"
-        )
-
-
 def has_plain_residuals(decoder: nn.Module, index: int) -> bool:
     """Whether a layer is exactly x + attention(norm(x)), then x + mlp(norm(x)), so that hooks can meet in between.
 

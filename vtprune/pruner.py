@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from vtprune import compat
-from vtprune.between import Added, Cut
+from vtprune.between import Added, Cut, added, deferred
 from vtprune.cache import PrunedLayer, PrunedStaticLayer
 from vtprune.encoder import Merging, Recorder, arrived, check_chunks, encoded_sources
 from vtprune.evict import Evictor, eviction_notes
@@ -189,13 +189,13 @@ class Pruner:
             kinds[mask] = index
         return kinds, ids
 
-    def _enter_decoder(self, module: nn.Module, args: tuple, kwargs: dict) -> None:
+    def _enter_decoder(self, module: nn.Module, args: tuple, kwargs: dict) -> tuple[tuple, dict] | None:
         if torch.compiler.is_compiling():
-            return
+            return None
         bound = self._bind("decoder", args, kwargs)
         forward = CURRENT.get()
         if forward is None or forward.owner is not self:
-            return
+            return None
         cache, forward.mask = bound.get("past_key_values"), bound.get("attention_mask")
         forward.plain = cache is None or all(_dense(layer) for layer in cache.layers)
         visual = forward.kinds is not None and bool((forward.kinds >= 0).any())
@@ -206,7 +206,7 @@ class Pruner:
         if not visual:
             if forward.length > 1:
                 self.report.nothing_to_prune()
-            return
+            return None
         for name, why in self.family.refused.items():
             if bound.get(name):
                 raise NotImplementedError(why)
@@ -226,6 +226,9 @@ class Pruner:
         forward.waits = self.family.text_is_base and forward.ids is not None
         if not forward.waits:
             self.begin(forward)
+        if self.family.adds_in_loop is None:
+            return None
+        return (), deferred(forward, self.family.adds_in_loop, dict(bound), self.plan.first)
 
     def begin(self, forward: Forward) -> None:
         """What the prompt holds is known: the layers may prune."""
@@ -303,6 +306,10 @@ class Pruner:
         bound = dict(self._bind(index, args, kwargs))
         hidden = bound.pop("hidden_states")
         check_planes(hidden, self.family, self.decoder)
+        adds = forward.to_add is not None and index in forward.to_add[1]
+        if adds:
+            visual, embeddings = forward.to_add[0], forward.to_add[1][index]
+            hidden = added(forward, hidden, visual, embeddings)
         if forward.layout is not None:
             for site in self.plan.before.get(index, ()):
                 signals = functools.partial(self.sight.signals, forward, site, index, hidden, bound)
@@ -312,7 +319,7 @@ class Pruner:
                 forward.inside["residual"] = hidden
         narrowed = self.arguments.prefill(forward, index, hidden, bound)
         if narrowed is None:
-            return None
+            return self._hand_back(index, hidden, bound) if adds else None
         layer = self.arguments.stored(bound.get("past_key_values"), index)
         self.sticky = self.sticky or isinstance(layer, PrunedStaticLayer)
         return self._hand_back(index, hidden, narrowed)

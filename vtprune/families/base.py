@@ -117,6 +117,8 @@ class Family:
     model_types:        the ``config.model_type`` values it serves.
     between_layers:     methods of the decoder that change hidden states between layers by a full-length visual mask
                         (DeepStack); called as (hidden, visual mask (B, L), embeddings (visual tokens, D)).
+    adds_in_loop:       arguments of the decoder by which it does the same itself, in the middle of its loop: a visual
+                        mask (B, L, 1), and a mapping from layers to embeddings that are added before each.
     cuts_rows:          methods of the decoder that cut hidden states and all that goes with them to the last rows,
                         where no later layer needs the others; the first they take and return are hidden states.
     tokenwise:          layer arguments with one entry per token, gathered with the hidden states: name -> dimension.
@@ -134,6 +136,7 @@ class Family:
 
     model_types: tuple[str, ...] = ()
     between_layers: tuple[str, ...] = ()
+    adds_in_loop: tuple[str, str] | None = None
     cuts_rows: tuple[str, ...] = ()
     tokenwise: Mapping[str, int] = {}
     reads_position_ids: tuple[str, ...] = ("ministral3", "mistral4")
@@ -183,10 +186,6 @@ class Family:
 
     def check_prompt(self, decoder: nn.Module, tokens: int) -> None:
         """Raises NotImplementedError for prompts of so many tokens, cached ones included, that pruning is not exact."""
-
-    def injections(self, model: nn.Module) -> Sequence[int]:
-        """Decoder layers before which the model adds to all visual tokens itself, not by a method it could lend."""
-        return ()
 
     def towers(self, model: nn.Module) -> Mapping[str, nn.Module]:
         """The vision tower that encodes each modality ("image", "video")."""

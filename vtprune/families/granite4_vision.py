@@ -1,7 +1,4 @@
-"""Granite 4 Vision: LLaVA-NeXT's views, added to the visual tokens before several decoder layers, the last being first.
-
-No site may come before the last of those layers: the model adds to every visual token there.
-"""
+"""Granite 4 Vision: LLaVA-NeXT's views, added to the visual tokens before several decoder layers, the last first."""
 
 from collections.abc import Mapping, Sequence
 from fractions import Fraction
@@ -15,13 +12,10 @@ from vtprune.families.llava_next import LlavaNext
 @register
 class Granite4Vision(LlavaNext):
     model_types = ("granite4_vision",)
+    adds_in_loop = ("vision_mask", "deepstack_features")
 
     def has_token_projector(self, model: nn.Module) -> bool:
         return False
-
-    def injections(self, model: nn.Module) -> Sequence[int]:
-        config = self.base(model).config
-        return (*(layer for _, layer in config.deepstack_layer_map), *config.spatial_target_layers)
 
     def features(self, output: object) -> Sequence[Tensor] | None:
         found = getattr(output, "deepstack_features", None)
