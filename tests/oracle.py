@@ -299,7 +299,8 @@ def layer_loop(
 
         x, added = shorter(x[0])[None], [shorter(full) for full in added]
         keep = torch.cat([keep, torch.arange(n, n + tail)])
-        rotary, rows = tuple(t[:, keep] for t in rotary), rows[keep]
+        # tables of time, height and width come apart in the Qwen models before 5.23
+        rotary, rows = tuple(t[..., keep, :] for t in rotary), rows[keep]
 
     for i, layer in enumerate(text.layers):
         here = cuts.get(i, ())

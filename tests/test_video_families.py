@@ -9,6 +9,7 @@ from transformers import DynamicCache
 
 import vtprune
 from tests import oracle, tiny
+from tests.named import as_named
 from tests.probe import ByNorm, visible
 from vtprune import BEFORE_LLM, Selection
 
@@ -183,8 +184,9 @@ def features_of(model, inputs):
     kind = "video" if "pixel_values_videos" in inputs else "image"
     arguments = {name: value for name, value in inputs.items() if name.startswith("pixel_values")}
     with torch.no_grad():
-        found = getattr(model.model, f"get_{kind}_features")(**arguments, return_dict=True).pooler_output
-    return torch.cat(list(found))
+        encode = getattr(model.model, f"get_{kind}_features")
+        found = encode(**as_named(encode, arguments), return_dict=True).pooler_output
+    return torch.cat([one.flatten(0, -2) for one in found])
 
 
 @pytest.mark.parametrize("family", ["llava_next_video", "llava_onevision", "video_llava", "internvl"])

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import inspect
 from typing import Any
 
 import torch
+import transformers as hf
 from torch import Tensor, nn
 
+from tests.named import as_named
 from tests.newer import NEWER
 from tests.tiny_models import FAMILIES, MROPE_FAMILIES, base_model, build, text_model
 from tests.tiny_parts import BOS, END, EOS, IMAGE, PAD, START, VIDEO, Sample, cat_padded, words
@@ -187,6 +190,8 @@ def collate(family: str, parts: list[Sample] | tuple[Sample, ...], dtype: torch.
         out["batch_num_images"] = torch.tensor(counts)
     if family in NEWER:
         out.update(NEWER[family].arrange(out))
+    if family == "video_llava":
+        out = Batch(as_named(hf.VideoLlavaForConditionalGeneration.forward, out))
     out.family, out.samples = family, tuple(parts)
     return out
 
@@ -264,11 +269,12 @@ def new_turn(family: str, model: nn.Module, inputs: Batch, sequences: Tensor, im
     for key in out.keys() - told_again:
         del out[key]
     out.update({key: value for key, value in new.items() if key not in told_again})
-    # positions need the grids of ALL, the encoder only the new ones
-    if has_mrope(family) and any("grid" in key for key in inputs) and (image or clip):
+    # positions need the grids of ALL, the encoder only the new ones; before 5.23 positions of new ones are text's
+    placed = has_mrope(family) and "mm_encoder_outputs" in inspect.signature(model.forward).parameters
+    if placed and any("grid" in key for key in inputs) and (image or clip):
         out["mm_encoder_outputs"] = {}
         for kind, pixels in (("image", "pixel_values"), ("video", "pixel_values_videos")):
-            grid, encode = f"{kind}_grid_thw", getattr(model.model, f"get_{kind}_features")
+            grid, encode = f"{kind}_grid_thw", getattr(base_model(model), f"get_{kind}_features")
             if pixels in out:
                 with torch.no_grad():
                     out["mm_encoder_outputs"][kind] = encode(out.pop(pixels), out[grid], return_dict=True)

@@ -192,9 +192,11 @@ def text_model(model: nn.Module) -> nn.Module:
     """The decoder inside a model of ``build``: the module that owns ``layers``."""
     base = base_model(model)
     text = getattr(base, "language_model", None) or getattr(base, "text_model", None) or base
-    return text if hasattr(text, "layers") else text.model  # Llama 4's comes with its head
+    return text if hasattr(text, "layers") else text.model  # Llama 4's comes with its head, or before 5.23 an Omni one
 
 
 def base_model(model: nn.Module) -> nn.Module:
     """The module inside a model of ``build`` that takes pixels and ids; the model itself where there is no other."""
-    return getattr(model, "model", model)
+    inner = getattr(model, "model", model)
+    # before 5.23 the thinkers of Qwen's Omni models hold the text model alone there
+    return model if hasattr(model, "get_image_features") and not hasattr(inner, "get_image_features") else inner

@@ -182,7 +182,41 @@ def with_video_pixels(kind: str, arguments: Mapping) -> Mapping:
     return {**arguments, "pixel_values_videos": arguments["pixel_values"]}
 
 
+def feature_layer(config: Any) -> Any:
+    """Which layers of the vision tower the projector reads, one or several; None where the config does not say.
+
+    ViP-LLaVA calls them ``vision_feature_layers`` in 5.9 and 5.16.
+    """
+    return getattr(config, "vision_feature_layer", getattr(config, "vision_feature_layers", None))
+
+
+def picture_base(model: Any) -> Any:
+    """The model that encodes pictures and puts them into the prompt.
+
+    The Omni thinkers do so themselves in 5.9 and 5.16, where their ``model`` is the text model.
+    """
+    inner = getattr(model, "model", model)
+    return model if hasattr(model, "get_image_features") and not hasattr(inner, "get_image_features") else inner
+
+
+def text_part(base: Any) -> Any:
+    """The text model of a base: ``language_model``, ``text_model``, or in the older Omni thinkers ``model``."""
+    name = next((name for name in ("language_model", "text_model") if hasattr(base, name)), "model")
+    return getattr(base, name)
+
+
+def joined_frames(features: Sequence[Tensor]) -> list[Tensor]:
+    """(n, D) of each video, where the encoder may keep the tokens of its frames apart, (frames, n / frames, D).
+
+    LLaVA-NeXT-Video's does in 5.9 and 5.16.
+    """
+    return [feature.flatten(0, -2) for feature in features]
+
+
 def takes_encoded(model: Any) -> bool:
-    """Whether ``generate`` takes ``mm_encoder_outputs``, what the vision tower gave before (seen from 5.9 to 5.23)."""
+    """Whether ``generate`` takes ``mm_encoder_outputs``, what the vision tower gave before.
+
+    Seen in 5.23; 5.9 and 5.16 encode within the first forward.
+    """
     supports = getattr(model, "_supports_mm_encoder_outputs", None)
     return callable(supports) and bool(supports())

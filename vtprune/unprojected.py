@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from vtprune import compat
 from vtprune.families.base import Family, Source
 
 INPUTS, CLASSES = 0, 1
@@ -67,7 +68,7 @@ def unprojected_hooks(
 ) -> list[tuple[nn.Module, UnprojectedTap]]:
     """(module, forward hook) pairs on the projector, and for the class token on the layers before it."""
     pairs = [(family.projector(model), UnprojectedTap(collected, INPUTS))]
-    index = getattr(model.config, "vision_feature_layer", None)
+    index = compat.feature_layer(model.config)
     if not isinstance(index, int) or index == 0:
         return pairs
     for layer in {id(found): found for found in _layers(family, model, index)}.values():

@@ -31,11 +31,13 @@ def _hybrid(layers: int) -> nn.Module:
 
 
 def _vipllava(layers: int) -> nn.Module:
+    # the layers have another name before 5.23
+    name = "vision_feature_layer" if hasattr(hf.VipLlavaConfig(), "vision_feature_layer") else "vision_feature_layers"
     config = hf.VipLlavaConfig(
         vision_config=hf.CLIPVisionConfig(**vision_sizes()),
         text_config=hf.LlamaConfig(**text_sizes(layers)),
         image_seq_length=16,
-        vision_feature_layer=[-2, 1],
+        **{name: [-2, 1]},
         **LLAVA_IDS,
     )
     return hf.VipLlavaForConditionalGeneration(config)

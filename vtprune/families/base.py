@@ -9,7 +9,7 @@ from dataclasses import dataclass, field, replace
 import torch
 from torch import Tensor, nn
 
-from vtprune.compat import kv_sources
+from vtprune.compat import kv_sources, picture_base, text_part
 from vtprune.parts import norm_before
 
 FAMILIES: dict[str, Family] = {}
@@ -155,14 +155,12 @@ class Family:
 
     def base(self, model: nn.Module) -> nn.Module:
         """The model that owns ``get_image_features`` and merges the features into the prompt."""
-        return model.model if hasattr(model, "model") else model
+        return picture_base(model)
 
     def decoder(self, model: nn.Module) -> nn.Module:
         """The text model whose ``layers`` are pruned."""
         base = self.base(model)
-        if self.text_is_base:
-            return base
-        return base.language_model if hasattr(base, "language_model") else base.text_model
+        return base if self.text_is_base else text_part(base)
 
     def merger(self, model: nn.Module) -> nn.Module:
         """Of a base that is the decoder too: the part that encodes pictures and puts them into the prompt.

@@ -6,6 +6,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor, nn
 
+from vtprune.compat import joined_frames
 from vtprune.families.base import Family, Source, grid_coords, register, square_source, unknown_source
 
 
@@ -28,6 +29,10 @@ def newline_source(kind: str, newline: Tensor, thumbnail: int) -> Source:
 @register
 class LlavaNext(Family):
     model_types = ("llava_next", "llava_next_video")
+
+    def features(self, output: object) -> Sequence[Tensor] | Tensor | None:
+        features = super().features(output)
+        return None if features is None else joined_frames(features)
 
     def crops(self, model: nn.Module, arguments: Mapping) -> list[tuple[int, int]]:
         """The rows and columns of crops of each image, the thumbnail not among them."""
@@ -134,10 +139,11 @@ class LlavaOnevision(LlavaNext):
         return super().projected(model, kind, arguments, features, lengths)
 
     def video_sources(self, model: nn.Module, arguments: Mapping, features: Sequence[Tensor]) -> list[Source]:
-        frames = arguments["pixel_values_videos"].shape[1]
-        # one newline ends the video
-        flags = [torch.arange(len(feature)) == len(feature) - 1 for feature in features]
-        return [tail_source("video", frames, flag) for flag in flags]
+        videos, frames = arguments["pixel_values_videos"].shape[:2]
+        patches = self.base(model).apply_pooling(torch.zeros(1, self.view_tokens(model), 1)).shape[1]
+        # one newline ends the video; the encoder adds it, or after it the model
+        newline = torch.arange(frames * patches + 1) == frames * patches
+        return [tail_source("video", frames, newline) for _ in range(videos)]
 
     def spread_video(
         self, model: nn.Module, arguments: Mapping, scores: Tensor, lengths: Sequence[int]
