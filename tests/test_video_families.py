@@ -9,8 +9,8 @@ from transformers import DynamicCache
 
 import vtprune
 from tests import oracle, tiny
-from tests.named import as_named
 from tests.probe import ByNorm, visible
+from tests.release import as_named
 from vtprune import BEFORE_LLM, Selection
 
 every_family = pytest.mark.parametrize("family", tiny.VIDEO_FAMILIES)

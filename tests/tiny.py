@@ -9,8 +9,8 @@ import torch
 import transformers as hf
 from torch import Tensor, nn
 
-from tests.named import as_named
 from tests.newer import NEWER
+from tests.release import as_named
 from tests.tiny_models import FAMILIES, MROPE_FAMILIES, base_model, build, text_model
 from tests.tiny_parts import BOS, END, EOS, IMAGE, PAD, START, VIDEO, Sample, cat_padded, words
 
@@ -132,9 +132,9 @@ def video_samples(family: str, kind: str = "ragged") -> list[Sample]:
     with_image: a video before an image, then an image before a video.
     """
     newer = family in NEWER and NEWER[family].clip is not None
+    free = NEWER[family].free if newer else family in (*MROPE_FAMILIES, "internvl")
     if not newer and family not in VIDEO_FAMILIES:
         raise ValueError(f"{family!r} has no video here; the families with video: {', '.join(VIDEO_FAMILIES)}")
-    free = newer or family in (*MROPE_FAMILIES, "internvl")  # the others stack the frames of a batch in one tensor
 
     def make(frames: int, text: int, seed: int) -> Sample:
         return Sample((BOS,)) + words(3, seed) + _clip(family, frames, 10 * seed) + words(text, 90 + seed)

@@ -27,6 +27,7 @@ class Newer:
     types:     (B, L) ids -> what the model wants to know of each token.
     arrange:   inputs joined along their first dimension -> those of them that the processor lays out otherwise.
     beams:     whether the unwrapped model takes pictures in a beam search (transformers 5.23).
+    free:      whether the clips of a batch may have unequal numbers of frames.
     apart:     whether the unwrapped model gives a sample the same logits in a batch as alone (transformers 5.23).
     mrope:     positions have time, height and width.
     hybrid:    some layers are recurrent, so that only a shortened run is an oracle, no mask.
@@ -41,6 +42,7 @@ class Newer:
     types: Callable[[Tensor], dict[str, Tensor]] = lambda ids: {}
     arrange: Callable[[dict[str, Tensor]], dict[str, Tensor]] = lambda inputs: {}
     beams: bool = True
+    free: bool = True
     apart: bool = True
     mrope: bool = False
     hybrid: bool = False

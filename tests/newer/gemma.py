@@ -24,6 +24,8 @@ _IDS = {
     "tie_word_embeddings": False,
 }
 _SHARED = 2
+_FREE = "num_frames_per_video" in inspect.signature(hf.Gemma4Model.get_video_features).parameters
+"""In 5.9 and 5.16 the frames of a batch are stacked, and its videos have as many each."""
 
 
 def _text(layers: int, **more: Any) -> dict:
@@ -97,6 +99,8 @@ def _clip(frames: int, seed: int, block: int = 2) -> Sample:
     pixels = noise(seed, frames, 4 * block**2, 48)
     grid = places(2 * block, 2 * block, 4 * block**2).expand(frames, -1, -1)
     told = {"pixel_values_videos": pixels, "video_position_ids": grid, "num_frames_per_video": torch.tensor([frames])}
+    if not _FREE:
+        told = {"pixel_values_videos": pixels[None], "video_position_ids": grid[None]}
     runs = [(*words(2, seed + frame).ids, START, *[VIDEO] * 4, END) for frame in range(frames)]
     return Sample(tuple(token for run in runs for token in run), told)
 
@@ -152,13 +156,11 @@ def _features(size: str, seed: int) -> Sample:
     return Sample((START, *[IMAGE] * 16, END), {"pixel_values": noise(seed, 1, 32, 4, 4)})
 
 
-# in 5.9 the videos of a batch have as many frames each
-_free = "num_frames_per_video" in inspect.signature(hf.Gemma4Model.get_video_features).parameters
-NEWER["gemma4"] = Newer(_per_layer, _image, _clip if _free else None, types)
-NEWER["gemma4_shared"] = Newer(_shared, _image, _clip if _free else None, types)
-NEWER["gemma4_moe"] = Newer(_moe, _image, _clip if _free else None, types)
+NEWER["gemma4"] = Newer(_per_layer, _image, _clip, types, free=_FREE)
+NEWER["gemma4_shared"] = Newer(_shared, _image, _clip, types, free=_FREE)
+NEWER["gemma4_moe"] = Newer(_moe, _image, _clip, types, free=_FREE)
 NEWER["gemma4_unified"] = Newer(
-    _unified, lambda size, seed: _image(size, seed, 1), lambda frames, seed: _clip(frames, seed, 1), types
+    _unified, lambda size, seed: _image(size, seed, 1), lambda frames, seed: _clip(frames, seed, 1), types, free=_FREE
 )
 # a token is several vectors, of which the config says which one attention sees
 NEWER["gemma3n"] = Newer(_gemma3n, _features, undetectable="hidden states of shape")
