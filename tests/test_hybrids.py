@@ -1,7 +1,7 @@
 """Decoders in which some layers keep a state: pruning is running the layers on a physically shortened sequence.
 
 The oracle is ``tests.shortened``; the masked columns of other families are none here. The recurrences run in float64
-(``exact``), so that both agree to the last digits; once as they ship, within eight times what padding alone changes.
+(``exact``), so that both agree to the last digits; once as they ship, within four times what padding alone changes.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from tests import oracle, tiny
 from tests.delta_rule import exact  # noqa: F401 (a fixture)
 from tests.fake_flash import flash, use_fake_flash  # noqa: F401 (a fixture)
 from tests.probe import ByNorm, Dice, answer, visible
+from tests.release import RELEASE
 from tests.shortened import Shortened, assert_same_states, floor
 from vtprune import BEFORE_LLM, Selection
 from vtprune.tokens import inside
@@ -100,9 +101,11 @@ def test_beams_take_their_states_along(family, sites, policy):
 
 @pytest.mark.parametrize("family", [pytest.param(f, marks=() if f in GENERATIONS else SLOW) for f in FAMILIES])
 def test_as_it_ships_it_is_off_by_what_padding_alone_changes(family):
-    """Oracle: the same, with transformers' own kernels in float32; at most 8 times as far as padding takes a model."""
+    """Oracle: the same, with transformers' own kernels in float32; at most 4 times as far as padding takes a model."""
     model, inputs = model_of(family), tiny.batch(family, "ragged")
-    alone, allowed = Shortened(model, inputs), max(1e-5, 8 * floor(model, inputs))
+    # as far off in 5.16, where padding takes this model a third as far
+    times = 4 if RELEASE >= (5, 23) else 12
+    alone, allowed = Shortened(model, inputs), max(1e-5, times * floor(model, inputs))
     with vtprune.pruned(model, ByNorm((BEFORE_LLM, 3))):
         got, kept = tiny.greedy(model, inputs, 6), visible(model)
     for b in range(2):
