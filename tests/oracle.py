@@ -147,9 +147,10 @@ class MaskedColumns:
         if self._eager:
             raise AssertionError("eager attention without a mask is not causal")
         q, width = hidden.shape[-2], self._past + self._length
-        # layers that share the keys of another one have no lengths of their own
-        if self._cache is not None and hasattr(self._cache.layers[i], "get_mask_sizes"):
-            width = self._cache.layers[i].get_mask_sizes(q)[0]
+        # layers that share the keys of another one have no lengths of their own, or in 5.9 no place in the cache
+        held = [] if self._cache is None else self._cache.layers[i : i + 1]
+        if held and hasattr(held[0], "get_mask_sizes"):
+            width = held[0].get_mask_sizes(q)[0]
         return torch.ones(q, width, dtype=torch.bool).tril(width - q)[None, None]
 
 

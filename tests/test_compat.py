@@ -1,10 +1,18 @@
-"""What differs between versions of transformers, against transformers itself."""
+"""What differs between versions of transformers, and what must not move in it, against transformers itself."""
+
+from pathlib import Path
 
 import pytest
 import torch
 import transformers as hf
+from transformers import cache_utils, modeling_outputs
 from transformers.models.llava_next.modeling_llava_next import image_size_to_num_patches
+from transformers.models.qwen3_vl.modeling_qwen3_vl import Qwen3VLTextModel
+from transformers.models.video_llava.modeling_video_llava import VideoLlavaModel
 
+from tests.leaned import rows
+from tests.moved import NEWEST, moved
+from tests.release import RELEASE
 from vtprune.compat import anyres_tiles, with_attention
 
 PINPOINTS = {
@@ -29,3 +37,88 @@ def test_a_config_with_another_attention_leaves_the_first_as_it_was():
     changed = with_attention(config, "sdpa")
     assert changed._attn_implementation == "sdpa" and changed.text_config is config.text_config
     assert config._attn_implementation == config.text_config._attn_implementation == "eager"
+
+
+# ------------------------------------------------------------------------------------------------ what may not move
+
+
+def test_nothing_that_vtprune_leans_on_has_moved():
+    """The first test to read when a new release of transformers fails many: it names what moved, and who uses it."""
+    found = moved(rows())
+    assert not found, f"transformers {hf.__version__}:\n" + "\n".join(found)
+
+
+def _renamed_argument(self, cache_position):
+    return 0, 0
+
+
+def _renamed_part(self):
+    self.language_model = self.image_encoder = self.video_tower = None
+
+
+def _other_work(self, inputs_embeds, position_ids, attention_mask, past_key_values):
+    return self.layers(position_embeddings=None)
+
+
+MOVES = [
+    (
+        cache_utils.DynamicLayer,
+        "get_mask_sizes",
+        _renamed_argument,
+        ["cache_utils:DynamicLayer.get_mask_sizes no longer takes query_length (used by vtprune/cache.py)"],
+    ),
+    (
+        modeling_outputs,
+        "BaseModelOutputWithPooling",
+        modeling_outputs.BaseModelOutput,
+        [
+            "modeling_outputs:BaseModelOutputWithPooling no longer has pooler_output "
+            "(used by vtprune/families/base.py encoder.py)"
+        ],
+    ),
+    (
+        VideoLlavaModel,
+        "__init__",
+        _renamed_part,
+        ["/video_llava:VideoLlavaModel no longer holds image_tower (used by vtprune/families/video_llava.py)"],
+    ),
+    (
+        Qwen3VLTextModel,
+        "forward",
+        _other_work,
+        ["/qwen3_vl:Qwen3VLTextModel.forward no longer says _deepstack_process (used by vtprune/between.py)"],
+    ),
+    (
+        cache_utils,
+        "StaticSlidingWindowLayer",
+        None,
+        [
+            "cache_utils no longer has StaticSlidingWindowLayer (used by vtprune/cache.py)",
+            "cache_utils:StaticSlidingWindowLayer is gone (used by vtprune/cache.py)",
+        ],
+    ),
+]
+
+
+@pytest.mark.parametrize("owner, name, instead, expected", MOVES, ids=[move[1] for move in MOVES])
+def test_what_moves_is_named_and_nothing_else(owner, name, instead, expected, monkeypatch):
+    """Oracle: transformers with one thing renamed or gone, by hand."""
+    if instead is None:
+        monkeypatch.delattr(owner, name)
+    else:
+        monkeypatch.setattr(owner, name, instead)
+    assert moved(rows()) == [f"transformers {line}" for line in expected]
+
+
+def test_a_model_that_is_gone_has_moved_unless_the_release_is_older():
+    gone = moved([("families/none.py", "has", "/none_such:NoneModel", "visual")])
+    line = "transformers models.none_such.modeling_none_such is gone (used by vtprune/families/none.py)"
+    assert gone == ([line] if RELEASE >= NEWEST else [])
+
+
+def test_every_family_s_file_is_in_the_table_and_every_file_in_it_exists():
+    library = Path(__file__).parents[1] / "vtprune"
+    named = {file for who, *_ in rows() for file in who.split()}
+    assert all((library / file).exists() for file in named)
+    families = {f"families/{path.name}" for path in (library / "families").glob("*.py")}
+    assert families - named == {"families/__init__.py", "families/base.py"} - named
