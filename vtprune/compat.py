@@ -106,7 +106,7 @@ def kv_sources(config: Any) -> dict[int, int]:
 def has_state_masks() -> bool:
     """Whether layers that keep a state are given a mask (B, q) of the columns of the forward, at any batch size.
 
-    Before 5.23 the mask was left out for one sample, and padding got into the state.
+    5.16 and 5.23 give it; in 5.9 it was left out for one sample, and padding got into the state.
     """
     from transformers import masking_utils  # it brings in much of torch that `import vtprune` does without
 
