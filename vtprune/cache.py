@@ -267,6 +267,16 @@ def _rebuild(plain: type):
     return object.__new__(pruned_class(plain))
 
 
+def dense(layer) -> bool:
+    """Whether a decode step needs nothing from this cache layer."""
+    if not isinstance(layer, PrunedLayer):
+        return True
+    if isinstance(layer, PrunedStaticLayer):
+        return not layer.trimmed
+    slots = layer.slots
+    return slots.valid is None and slots.shift is None and slots.bias is None and not layer.masked
+
+
 def live_layer(cache: Cache, index: int):
     """The cache layer of a decoder layer; None if it does not exist yet."""
     layers = cache.layers

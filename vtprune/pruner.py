@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from vtprune import compat
 from vtprune.between import Added, Cut, added, deferred
-from vtprune.cache import PrunedLayer, PrunedStaticLayer
+from vtprune.cache import PrunedLayer, PrunedStaticLayer, dense
 from vtprune.encoder import Merging, Recorder, arrived, check_chunks, encoded_sources
 from vtprune.evict import Evictor, eviction_notes
 from vtprune.families.base import Family, Source
@@ -27,7 +27,7 @@ from vtprune.layout import build_layout
 from vtprune.masks import narrow_mask
 from vtprune.narrow import LayerArguments
 from vtprune.plan import Plan
-from vtprune.refuse import check_back_end, check_call, check_planes
+from vtprune.refuse import check_back_end, check_call, check_planes, refuse_compiled_prefill
 from vtprune.report import Report
 from vtprune.seconds import with_seconds
 from vtprune.sight import Sight
@@ -197,7 +197,7 @@ class Pruner:
         if forward is None or forward.owner is not self:
             return None
         cache, forward.mask = bound.get("past_key_values"), bound.get("attention_mask")
-        forward.plain = cache is None or all(_dense(layer) for layer in cache.layers)
+        forward.plain = cache is None or all(dense(layer) for layer in cache.layers)
         visual = forward.kinds is not None and bool((forward.kinds >= 0).any())
         if visual or not forward.plain:
             self._hold(forward)
@@ -377,25 +377,3 @@ class Pruner:
         full = forward.scatter(hidden)
         forward.scattered = True
         return (full, *output[1:]) if isinstance(output, tuple) else full
-
-
-def refuse_compiled_prefill(bound: Mapping) -> None:
-    """A decode step may be compiled, a prompt may not: the graph would freeze one selection or leave it out."""
-    ids, embeds = bound.get("input_ids"), bound.get("inputs_embeds")
-    length = (ids if ids is not None else embeds).shape[1]
-    if length > 1:
-        raise NotImplementedError(
-            f"vtprune cannot prune inside a compiled forward of {length} tokens: torch.compile would freeze one "
-            "selection into the graph. Use generate(..., cache_implementation='static'), which compiles the decode "
-            "steps only, or call the model uncompiled"
-        )
-
-
-def _dense(layer) -> bool:
-    """Whether a decode step needs nothing from this cache layer."""
-    if not isinstance(layer, PrunedLayer):
-        return True
-    if isinstance(layer, PrunedStaticLayer):
-        return not layer.trimmed
-    slots = layer.slots
-    return slots.valid is None and slots.shift is None and slots.bias is None and not layer.masked

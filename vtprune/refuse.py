@@ -117,3 +117,15 @@ def check_call(decoder: nn.Module, bound: Mapping) -> None:
             "output_router_logits=True asks for one row of each layer's router per token, and layers behind a site see "
             "fewer tokens. Set it to False, or call vtprune.unwrap(model) first"
         )
+
+
+def refuse_compiled_prefill(bound: Mapping) -> None:
+    """A decode step may be compiled, a prompt may not: the graph would freeze one selection or leave it out."""
+    ids, embeds = bound.get("input_ids"), bound.get("inputs_embeds")
+    length = (ids if ids is not None else embeds).shape[1]
+    if length > 1:
+        raise NotImplementedError(
+            f"vtprune cannot prune inside a compiled forward of {length} tokens: torch.compile would freeze one "
+            "selection into the graph. Use generate(..., cache_implementation='static'), which compiles the decode "
+            "steps only, or call the model uncompiled"
+        )
