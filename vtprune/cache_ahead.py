@@ -46,18 +46,22 @@ def look_ahead(pruner, head: nn.Module, forward: Forward, cache: Cache, output: 
 
 
 def _decode(pruner, head: nn.Module, forward: Forward, cache: Cache, output: Any, n: int) -> None:
-    hidden, batch = output[0], len(forward.samples)
-    never = torch.tensor(list(pruner.placeholders.values()), device=hidden.device)
-    first = torch.tensor([forward.next_place(b) for b in range(batch)], device=hidden.device)[:, None]
-    lead = () if forward.position_ids is None or forward.position_ids.dim() == 2 else (3,)
+    batch = len(forward.samples)
+    device = output[0].device
+    never = torch.tensor(list(pruner.placeholders.values()), device=device)
+    first = torch.tensor([forward.next_place(b) for b in range(batch)], device=device)[:, None]
+    line = forward.position_ids is None or forward.position_ids.dim() == 2
+    lead = () if line else (compat.position_rows(pruner.decoder),)
     mask = forward.mask2d
     for step in range(n):
-        ids = head(hidden[:, -1:]).index_fill(-1, never, -torch.inf).argmax(-1)
+        # some bases have the head inside
+        logits = output.logits if getattr(output, "logits", None) is not None else head(output[0][:, -1:])
+        ids = logits[:, -1:].index_fill(-1, never, -torch.inf).argmax(-1)
         more = {"position_ids": (first + step).expand(*lead, batch, 1)}
         if mask is not None:
             mask = nn.functional.pad(mask, (0, 1), value=1)
             more["attention_mask"] = mask
-        hidden = pruner.base(input_ids=ids, past_key_values=cache, use_cache=True, **more)[0]
+        output = pruner.base(input_ids=ids, past_key_values=cache, use_cache=True, **more)
 
 
 def _rows(pruner, forward: Forward, watched, heard: list[Mapping]) -> list[Tensor]:

@@ -9,10 +9,9 @@ import torch
 from torch import Tensor, nn
 
 from vtprune import compat
-from vtprune.cache_scores.expected_attention import rotation_matrix
 from vtprune.cache_scores.probe import probe_rows, received
 from vtprune.cached import HEADS
-from vtprune.rows import read_rows
+from vtprune.rows import inputs_of, read_rows
 from vtprune.unrotated import unrotated
 from vtprune_kernels.attention_columns import Visible
 
@@ -125,41 +124,37 @@ class CacheSight:
         mask = self.inputs.get("attention_mask")
         return read_rows(self.attn, self.inputs, rows, mask, keys, biased=self.biased)
 
-    # ---- queries before rotation, and rotations to come
+    # ---- queries of places to come
 
-    def unrotated_queries(self, b: int) -> Tensor:
-        """(H, Q, d) of sample ``b``'s tokens in this forward."""
-        if "unrotated" not in self.memo:
-            self.memo["unrotated"] = unrotated(self.attn, self.inputs, "unrotated_queries")
-        return self.memo["unrotated"][b][:, self.real[b]]
+    def queries_ahead(self, b: int, count: int) -> Tensor:
+        """(H, Q, d) of sample ``b``'s tokens in this forward, mean over rotations to the ``count`` places behind it."""
+        key = ("ahead", count)
+        if key not in self.memo:
+            tables = zip(*(self.ahead(sample, count) for sample in range(len(self.real))), strict=True)
+            tables = [torch.stack([table.float() for table in rows]) for rows in tables]
+            self._check_linear(tables)
+            # the module rotates, whichever entries of a head it takes for a pair
+            means = tables[0].mean(1), tables[1].mean(1)
+            self.memo[key] = unrotated(self.attn, self.inputs, "unrotated_queries", means)
+        return self.memo[key][b][:, self.real[b]]
 
-    def rotation(self, b: int, count: int) -> Tensor:
-        """(d, d): the mean of the rotations at the ``count`` places behind sample ``b``'s prompt."""
-        cos, sin = (table.float().mean(0) for table in self.ahead(b, count))
-        width = self.unrotated_queries(b).shape[-1]
-        half = len(cos) // 2
-        return rotation_matrix(cos[:half], sin[:half], head_dim=width, interleaved=self._in_pairs())
+    def _check_linear(self, tables: list[Tensor]) -> None:
+        """Raises NotImplementedError where a mean of rotations is not the rotation by means, as with norms after it.
 
-    def _in_pairs(self) -> bool:
-        """Whether the module rotates neighbours, not halves; told by the last token's query, before and after."""
-        if "pairs" not in self.memo:
-            row = self._rows(None, 0)[0][-1:]
-            query, *_ = self._read(row.expand(len(self.real), 1))
-            plain, rotated = self.unrotated_queries(0)[:, -1].float(), query[0, :, 0].float()
-            tables = (table.reshape(-1, *table.shape[-2:])[0, row[0]] for table in self.inputs["position_embeddings"])
-            cos, sin = (table.float()[: len(table) // 2] for table in tables)
-            turns = [rotation_matrix(cos, sin, head_dim=plain.shape[-1], interleaved=way) for way in (False, True)]
-            # what bfloat16 leaves of a rotation is 2 % at most
-            close = [(plain @ turn.T - rotated).norm() <= 0.02 * rotated.norm() for turn in turns]
-            found = [way for way, near in zip((False, True), close, strict=True) if near]
-            if not found:
-                raise NotImplementedError(
-                    f"{type(self.attn).__name__} rotates its queries in a way that is not known, so it cannot be told "
-                    "where later queries will look. Choose a policy that looks at queries of the prompt, such as "
-                    "prefixkv"
-                )
-            self.memo["pairs"] = found[0]
-        return self.memo["pairs"]
+        Asked of one token, and the first and the last of cosines and sines (B, count, r).
+        """
+        last = torch.stack([rows[-1:] for rows in self._rows(None, 0)])
+        few = inputs_of({name: x for name, x in self.inputs.items() if name != "attention_mask"}, last)
+        ends = [tuple(table[:, place] for table in tables) for place in (0, -1)]
+        middle = tuple((one + other) / 2 for one, other in zip(*ends, strict=True))
+        first, last, mean = (unrotated(self.attn, few, "unrotated_queries", by).float() for by in (*ends, middle))
+        # what bfloat16 leaves of a number is 1 % at most
+        if ((first + last) / 2 - mean).norm() > 0.01 * mean.norm():
+            raise NotImplementedError(
+                f"{type(self.attn).__name__} does more to its queries than to rotate them to their places, so it "
+                "cannot be told where later queries will look. Choose a policy that looks at queries of the prompt, "
+                "such as prefixkv"
+            )
 
     def shared(self) -> bool:
         """Whether keys and values of all heads are made of what is stored."""

@@ -19,8 +19,7 @@ class LayerView(Protocol):
     def received(self, b: int, heads: str, recent: int | None, scattered: int) -> Tensor: ...
     def attention(self, b: int, recent: int | None, scattered: int) -> Tensor: ...
     def probes(self, b: int, recent: int | None, scattered: int) -> Tensor: ...
-    def unrotated_queries(self, b: int) -> Tensor: ...
-    def rotation(self, b: int, count: int) -> Tensor: ...
+    def queries_ahead(self, b: int, count: int) -> Tensor: ...
     def scale(self) -> float: ...
     def shared(self) -> bool: ...
     def output_weight(self) -> Tensor: ...
@@ -80,14 +79,12 @@ class CachedLayer(CachedSlots):
         """(R,) int64, ascending: which of the S tokens those queries belong to; a key is seen by those from it on."""
         return self.view.probes(self.sample, recent, scattered)
 
-    @property
-    def unrotated_queries(self) -> Tensor:
-        """(H, Q, d): the queries of all tokens of this forward, after norms and before rotation."""
-        return self.view.unrotated_queries(self.sample)
+    def queries_ahead(self, count: int) -> Tensor:
+        """(H, Q, d): the queries of all tokens of this forward, had they stood on the next ``count`` places.
 
-    def rotation(self, count: int) -> Tensor:
-        """(d, d) float32: by what the queries of the next ``count`` tokens will be rotated, on average."""
-        return self.view.rotation(self.sample, count)
+        Rotated to each of these places, behind the prompt, and averaged over them.
+        """
+        return self.view.queries_ahead(self.sample, count)
 
     @property
     def scale(self) -> float:

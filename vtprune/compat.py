@@ -146,7 +146,7 @@ def rotary_ahead(decoder: Any, index: int, hidden: Tensor, first: int, count: in
     """
     ids = torch.arange(first, first + count, device=hidden.device)[None]
     if not has_line_positions(decoder):
-        ids = ids.expand(3, 1, count)
+        ids = ids.expand(position_rows(decoder), 1, count)
     tables = rotary(decoder, index, hidden, ids)
     if not isinstance(tables, (tuple, list)) or len(tables) != 2:
         raise NotImplementedError(
@@ -161,6 +161,11 @@ def has_line_positions(decoder: Any) -> bool:
     """Whether positions are one number for each token, and the decoder's own rotary module computes the tables."""
     parameters = getattr(decoder.config, "rope_parameters", None) or {}
     return hasattr(decoder, "rotary_emb") and "mrope_section" not in parameters
+
+
+def position_rows(decoder: Any) -> int:
+    """How many coordinates the positions of a decoder have that are no line: time, height and width, or four."""
+    return len((getattr(decoder.config, "rope_parameters", None) or {}).get("mrope_section", (0, 0, 0)))
 
 
 def is_compiled_call() -> bool:

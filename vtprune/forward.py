@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from vtprune import compat
 from vtprune.apply import Merge, Step, build_step, scatter_rows
 from vtprune.cache import Arrival
 from vtprune.check import check_selections
@@ -172,8 +173,8 @@ class Forward:
         if self.position_ids is None:
             return int(self.cache.get_seq_length())
         ids = self.position_ids
-        # of four rows the first counts tokens, the others are time, height and width
-        ids = ids[1:] if ids.dim() == 3 and len(ids) == 4 else ids
+        # before time, height and width there may be a row that counts tokens
+        ids = ids[-compat.position_rows(self.owner.decoder) :] if ids.dim() == 3 else ids
         return int(ids[..., min(b, ids.shape[-2] - 1), :].max()) + 1
 
     def begin(self, layout: Layout, newlines: bool) -> None:

@@ -60,7 +60,7 @@ def read_rows(
     hidden = inputs["hidden_states"]
     asked = {name: value for name, value in inputs.items() if name not in _IGNORED}
     asked["attention_mask"] = None
-    few = {name: _PER_TOKEN[name](value, rows) if name in _PER_TOKEN else value for name, value in asked.items()}
+    few = inputs_of(asked, rows)
     if keys is None and not projects_apart(attn):
         (call,) = attention_inputs(attn, **asked)
         query, key = _take(call.query.transpose(0, 1), rows).transpose(0, 1), call.key
@@ -81,6 +81,11 @@ def read_rows(
     if biased:
         query, key = with_key_bias(query, key, call.scaling, mask, rows, allowed)
     return query, key.to(query.dtype), call.scaling, allowed
+
+
+def inputs_of(inputs: Mapping[str, Any], rows: Tensor) -> dict[str, Any]:
+    """The inputs of attention with only some rows (B, R) of what there is for each token."""
+    return {name: _PER_TOKEN[name](value, rows) if name in _PER_TOKEN else value for name, value in inputs.items()}
 
 
 def _take(values: Any, rows: Tensor) -> Any:

@@ -131,7 +131,9 @@ def assert_kept(policy: str, family: str, expected, kind: str = "image", **optio
             for i, layer in enumerate(cached.layers):
                 got = cached.kept[i][b]
                 wanted = expected(hand, layer, got.shape[-1])
-                assert torch.equal(got, wanted), f"sample {number} of {len(batch)}, layer {layer}: {got} and not {wanted}"
+                assert torch.equal(got, wanted), (
+                    f"sample {number} of {len(batch)}, layer {layer}: {got} and not {wanted}"
+                )
             counts.append([one[b].shape[-1] for one in cached.kept])
     half = len(samples)
     assert counts[:half] == counts[half:]

@@ -1,5 +1,7 @@
 """Expected Attention in a model: the prompt's queries, by the model's own rotation at every place to come."""
 
+import inspect
+
 import pytest
 import torch
 from torch import Tensor
@@ -9,7 +11,13 @@ from tests.policies.by_hand import LATENT, ByHand, assert_kept, best, eager_of, 
 from vtprune.policies.expected_attention import ExpectedAttention
 
 N_FUTURE = 6
-CASES = [("llava", "image"), ("qwen2_5_vl", "image"), ("qwen3_vl", "image"), ("glm4v", "image"), ("qwen2_5_vl", "video")]
+CASES = [
+    ("llava", "image"),
+    ("qwen2_5_vl", "image"),
+    ("qwen3_vl", "image"),
+    ("glm4v", "image"),
+    ("qwen2_5_vl", "video"),
+]
 
 
 def rotations(family: str, first: int, count: int) -> dict[int, tuple[Tensor, Tensor]]:
@@ -37,12 +45,13 @@ def queries_to_come(family: str, hand: ByHand, layer: int, count: int) -> Tensor
     model = model_of(family)
     attn, total = tiny.text_model(model).layers[layer].self_attn, 0
     tables = rotations(family, hand.next, count)[layer]
+    more = {"shared_kv_states": {}} if "shared_kv_states" in inspect.signature(attn.forward).parameters else {}
     for place in range(count):
         # all tokens stand at this place
         length = len(hand.normed[layer])
         here = tuple(table[..., place : place + 1, :].expand(*table.shape[:-2], length, -1) for table in tables)
         with heard(model) as found, torch.no_grad():
-            attn(hidden_states=hand.normed[layer][None], position_embeddings=here, attention_mask=None)
+            attn(hidden_states=hand.normed[layer][None], position_embeddings=here, attention_mask=None, **more)
         total = total + found[layer][0][0][0]
     return total / count
 

@@ -76,7 +76,9 @@ def test_weighing_by_the_change_of_the_output(fast):
     def expected(hand, layer, k):
         rows, values = paid(hand, layer), hand.values[layer]
         rows = rows / rows.sum(-1, keepdim=True)
-        return best(torch.stack([changes(row, v, fast) for row, v in zip(rows, values, strict=True)])[:, hand.visual], k)
+        return best(
+            torch.stack([changes(row, v, fast) for row, v in zip(rows, values, strict=True)])[:, hand.visual], k
+        )
 
     weighing = "caote_fast" if fast else "caote"
     assert_kept("vatp", "llava", expected, n_keep=6, value_weighting=weighing, sinks=0)

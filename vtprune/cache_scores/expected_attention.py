@@ -56,7 +56,7 @@ def expected_attention(
     queries: Tensor,
     keys: Tensor,
     values: Tensor | None,
-    rotation: Tensor,
+    rotation: Tensor | None = None,
     *,
     scale: float | None = None,
     n_sink: int = N_SINK,
@@ -69,13 +69,14 @@ def expected_attention(
 
     queries:    (H, M, d) of the prompt after norms, NOT rotated, the first ``n_sink`` of which are left out.
     keys:       (H_kv, N, d) rotated. values: (H_kv, N, d_v), or None for no factor |v|. No padding among them.
-    rotation:   (d, d), see ``mean_rotation``.
+    rotation:   (d, d), see ``mean_rotation``; None where the queries are means of rotated ones already.
     scale:      on q . k; d ** -0.5 if None.
     n_sink:     how many first keys are left out of the softmax and get the largest score + 1.
     covariance: False: only the mean query counts.
     Raises ValueError for shapes that do not fit, or where no query is left.
     """
     (heads, m, d), (groups, n, _) = queries.shape, keys.shape
+    rotation = torch.eye(d, device=keys.device) if rotation is None else rotation
     if heads % groups or keys.shape[2] != d or tuple(rotation.shape) != (d, d):
         shapes = ", ".join(str(tuple(t.shape)) for t in (queries, keys, rotation))
         raise ValueError(f"queries are (H, M, d), keys (H_kv, N, d), H_kv divides H, rotation (d, d); got {shapes}")

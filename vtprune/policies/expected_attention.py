@@ -44,14 +44,13 @@ class ExpectedAttention(CachePolicy):
             raise ValueError(f"n_sink is a number of first tokens, 0 or more; got {self.n_sink!r}")
 
     def score(self, layer: CachedLayer) -> Tensor:
-        queries, keys = layer.unrotated_queries, layer.keys
+        queries, keys = layer.queries_ahead(self.n_future), layer.keys
         score = expected_attention(
             queries,
             keys,
             layer.values if self.value_norm else None,
-            layer.rotation(self.n_future),
             scale=layer.scale,
             n_sink=min(self.n_sink, queries.shape[1] - 1),
             covariance=self.covariance,
         )[:, layer.slots]
-        return score.mean(0) if self.heads == "all" else score
+        return score.mean(0) if self.heads == "all" or layer.shared else score
