@@ -636,6 +636,7 @@ def test_docstrings_become_cards():
         "flashvid",
         "framefusion",
         "v2drop",
+        "vflowopt",
     }
     assert card.options[-1].name == "layer" and card.options[-1].default == 2 and "``" not in str(card)
 

@@ -9,7 +9,7 @@ import pytest
 from tests.policies.contract import NAMES, VIDEO, families, outcome
 
 USUAL = {"image": ["llava", "llava_next", "qwen2_5_vl"], "video": ["qwen2_5_vl", "llava_onevision"]}
-WHOLE = {"kimi_k25": VIDEO}
+WHOLE = {"kimi_k25": VIDEO, "minicpmv4_6": {"dycoke", "evs"}, "minicpmv4_7": {"dycoke", "evs"}}
 """Clips of one step have nothing that repeats."""
 
 ALL = pytest.mark.slow(reason="every policy in every family; `make test-matrix` runs them")
