@@ -14,9 +14,11 @@ from benchmarks.measure import measure
 from benchmarks.policies_given import Given
 from vtprune.attention import Call
 from vtprune.blocks.attention_rank import attention_rank
+from vtprune.blocks.probe_rows import probe_rows
 from vtprune.families.base import grid_coords
 from vtprune.patches import patches_of, pictures_of
 from vtprune.policies.base import POLICIES, Policy
+from vtprune.probes import PROBED
 from vtprune.signals import CLASS_ROWS, GRAPH, Need, needed
 from vtprune.tokens import Segment, Selection, VisualTokens
 from vtprune.unprojected import Unprojected
@@ -111,6 +113,13 @@ class Video:
             )
             visible = Visible(last=torch.arange(len(alive), device=rows.device)[None], valid=real)
             return attention_rank(query[None], key[None], scale=SIZE**-0.5, visible=visible, real=real)[0, : len(rows)]
+        if need.name == PROBED:
+            places = probe_rows(len(alive), need.probes).to(rows.device)
+            query = torch.cat([self.asked[:, rows], self.query], 1)[:, places]
+            visible = Visible(last=places[None])
+            paid = attention_rows(query[None], key[None], scale=SIZE**-0.5, visible=visible, reduce="heads+rows")
+            seen = len(places) - torch.searchsorted(places, torch.arange(len(rows), device=rows.device))
+            return torch.stack([paid[0, : len(rows)] * len(places), seen])
         last = need.name == "last_query_attention"
         query = self.query[:, -1:] if last else self.query
         found = attention_rows(query[None], key[None], scale=SIZE**-0.5, reduce=need.over_heads)[0, :, : len(rows)]

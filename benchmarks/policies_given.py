@@ -22,6 +22,7 @@ from vtprune.apply import merge_rows
 from vtprune.families.base import grid_coords
 from vtprune.patches import Patches, Picture, patches_of
 from vtprune.policies.base import Policy
+from vtprune.probes import PROBED
 from vtprune.signals import CLASS_ROWS, GRAPH, NORMED, TRANSITIONS, UNPROJECTED, Need, needed, row_layer
 from vtprune.tokens import Segment, Selection, VisualTokens
 from vtprune.unprojected import Unprojected
@@ -151,6 +152,11 @@ class Prompt:
             return self.attention(need.text, len(need.where))[:layers, rows].to(self.dtype)
         if need.kind != "rows":
             raise NotImplementedError(f"the signal {need.text!r} is not made up yet; add it to {__name__}")
+        if need.name == PROBED:
+            paid = self.attention(need.text, 1)[0]
+            # every token is seen from itself and from those behind it
+            seen = torch.arange(len(paid), 0, -1, device=self.device) + self.shape.text - self.shape.before
+            return torch.stack([paid, seen])[:, rows]
         if need.name == "text_attention_heads":
             every = self.attention(need.text, self.shape.heads * self.shape.text)[:, rows]
             return every.unflatten(0, (self.shape.heads, -1))

@@ -18,9 +18,11 @@ from transformers.models.qwen2_5_vl.modeling_qwen2_5_vl import Qwen2_5_VLVisionA
 from benchmarks.policies_shapes import Shape
 from vtprune.apply import merge_rows
 from vtprune.attention import Call, attention_inputs
+from vtprune.blocks.probe_rows import probe_rows
 from vtprune.families.base import grid_coords
 from vtprune.patches import Patches, patches_of
 from vtprune.policies.base import Policy
+from vtprune.probes import PROBED, probe_attention
 from vtprune.rank import layer_rank
 from vtprune.rows import row_attention
 from vtprune.signals import CLASS_ROWS, GRAPH, UNPROJECTED, Need, needed
@@ -209,6 +211,13 @@ class State:
             inputs = {"hidden_states": self.normed, "position_embeddings": self.rotary}
             real = torch.ones(1, self.sequence.shape[1], dtype=torch.bool, device=self.sequence.device)
             return layer_rank(self.scene.attn, inputs, real, 0)[0, self.visual_rows]
+        if need.name == PROBED:
+            peek, length = need.where == "peek", self.sequence.shape[1]
+            hidden = self.scene.norm(self.sequence) if peek else self.normed
+            inputs = {"hidden_states": hidden, "position_embeddings": self.rotary}
+            rows = probe_rows(length, need.probes).to(hidden.device)
+            found = probe_attention(self.scene.attn, inputs, [rows], None, None if peek else self.call.key)
+            return found[0][:, self.visual_rows]
         peek, last = need.where == "peek", need.name == "last_query_attention"
         hidden = self.scene.norm(self.sequence) if peek else self.normed
         inputs = {"hidden_states": hidden, "position_embeddings": self.rotary}

@@ -41,6 +41,9 @@ def probe_attention(
     found = torch.zeros(len(rows), 2, keys.shape[2], device=device)
     for some, counts in zip(rows.split(CHUNK, 1), counted.split(CHUNK, 1), strict=True):
         query, key, scaling, allowed = read_rows(attn, inputs, some, mask, keys, biased=biased)
+        # rows at the beginning see none of the keys at the end
+        stop = int(allowed.any(1).any(0).nonzero().max()) + 1 if most > CHUNK else key.shape[2]
+        key, allowed = key[:, :, :stop], allowed[..., :stop]
         # a sample that has no row left is asked for one, which is not counted
         weights = counts.float()
         weights[:, 0] = 1
@@ -48,6 +51,6 @@ def probe_attention(
             query, key, scale=scaling, visible=Visible(allowed=allowed), weights=weights, reduce="heads+rows"
         )
         counts = counts & allowed.any(-1)
-        found[:, 0] += paid * counts.sum(1, keepdim=True)
-        found[:, 1] += (allowed & counts[..., None]).sum(1)
+        found[:, 0, :stop] += paid * counts.sum(1, keepdim=True)
+        found[:, 1, :stop] += (allowed & counts[..., None]).sum(1)
     return found
