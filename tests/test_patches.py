@@ -6,6 +6,7 @@ import torch
 from tests import tiny
 from tests.test_vision_signals import CASES, collect, make, watched
 from vtprune.attention import Call
+from vtprune.blocks import graph_scores
 from vtprune.blocks.graph_scores import hub_context, voted
 from vtprune.families.base import Source, family_of
 from vtprune.patches import Picture, joined, pictures_of
@@ -123,9 +124,12 @@ def literal_votes(maps, there, rounds, v_min, v_max, start):
     return out.float()
 
 
+@pytest.mark.parametrize("held", [1 << 24, 2000, 0])
 @pytest.mark.parametrize("rounds", [1, 7])
-def test_votes_by_matrices(rounds):
-    """Oracle: ``literal_votes``; heads that vary too little or too much, patches that are gone, a class token."""
+def test_votes_by_matrices(rounds, held, monkeypatch):
+    """Oracle: ``literal_votes``; heads that vary too little or too much, patches that are gone, a class token. All
+    heads at once, two at a time, and blocks of one where a map is too large to be held."""
+    monkeypatch.setattr(graph_scores, "HELD", held)
     generator = torch.Generator().manual_seed(rounds)
     scale = torch.tensor([0.01, 1.0, 2.0, 6.0])[:, None, None]
     maps = (

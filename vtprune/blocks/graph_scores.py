@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from vtprune.blocks.attention_rank import head_shares
+from vtprune.blocks.attention_rank import HELD, head_shares
 from vtprune.patches import Picture
 from vtprune_kernels.attention_columns import Visible, attention_columns
 
@@ -34,11 +34,35 @@ def voted(picture: Picture, there: Tensor, rounds: int, v_min: float, v_max: flo
     start = there.float()
     if emphasis:
         start = torch.where(picture.places < 0, there.sum().sqrt(), start)
-    each = {"scale": picture.scale, "visible": picture.visible, "start": start[None], "steps": rounds}
-    shares = torch.cat(list(head_shares(picture.query[None], picture.key[None], **each)))
+    shares = _shares(picture, there, start, rounds)
     n = there.sum()
     scores = shares * (n / shares.sum(1, keepdim=True))
     variance = ((scores - 1) * there).square().sum(1) / n
     taken = (variance >= v_min) & (variance <= v_max)
     taken = (taken | ~taken.any())[:, None]
     return ((scores.square() * taken).sum(0) / taken.sum()).sqrt()
+
+
+def _shares(picture: Picture, there: Tensor, start: Tensor, rounds: int) -> Tensor:
+    """(H, n) float32: what each patch has of all votes after some rounds, head by head; 0 where it is not there."""
+    rows, (heads, n, _) = there.nonzero().flatten(), picture.query.shape
+    if len(rows) * n > HELD:
+        each = {"scale": picture.scale, "visible": picture.visible, "start": start[None], "steps": rounds}
+        return torch.cat(list(head_shares(picture.query[None], picture.key[None], **each)))
+    found, share = torch.zeros(heads, n, device=start.device), heads // len(picture.key)
+    groups = max(1, HELD // (share * len(rows) * n))
+    for first in range(0, len(picture.key), groups):
+        some = slice(first * share, min(first + groups, len(picture.key)) * share)
+        query = picture.query[some][:, rows].float() * picture.scale
+        key = picture.key[first : first + groups].float().repeat_interleave(share, 0)
+        maps = query @ key.transpose(1, 2)
+        if picture.allowed is not None:
+            maps.masked_fill_(~picture.allowed[rows], -torch.inf)
+        maps = torch.softmax(maps, -1, out=maps)
+        # a patch that is gone takes what it would have got with it
+        maps, votes = maps if len(rows) == n else maps[..., rows], start[rows].expand(len(query), 1, -1)
+        for _ in range(rounds):
+            votes = votes @ maps
+            votes = votes / votes.sum(-1, keepdim=True)
+        found[some, rows] = votes[:, 0]
+    return found
