@@ -42,8 +42,8 @@ def wrap(
                all layers, whatever the policy itself counts, so that policies can be compared.
     keep_flops: instead of keep_ratio and n_keep, the fraction of the unpruned prompt's FLOPs in the decoder's layers
                that is KEPT, in (0, 1]; see ``vtprune.AtFlops``.
-    positions: "original" or "compact", instead of what the policy's method does. With "compact" what is left is
-               numbered without gaps, and windows of layers count what is left.
+    positions: "original" or "compact" (or "compact-vision"), instead of what the policy's method does. With "compact"
+               what is left is numbered without gaps, and windows of layers count what is left.
     ragged:    how samples of unequal length attend in a prefill of a model on "sdpa": "padded" and masked; "packed",
                without their padding; or "auto", packed where that was measured to be faster, on a CPU.
     equalize:  where a later turn goes on from the states of linear layers, samples must keep equally many tokens: True

@@ -22,7 +22,7 @@ from vtprune.equal import equalized
 from vtprune.layout import Layout, Row
 from vtprune.records import Prefill, SiteRecord
 from vtprune.stopwatch import Stopwatch
-from vtprune.tokens import Segment, Selection, VisualTokens
+from vtprune.tokens import BEFORE_LLM, Segment, Selection, VisualTokens
 
 if TYPE_CHECKING:
     from vtprune.evict import Watched
@@ -152,6 +152,9 @@ class Forward:
         self.scattered = False
         self.engaged = False
         self.positions = "original"
+        # for "compact-vision": what was dropped before the LLM, of each sample and before each row
+        self.gone: Tensor | None = None
+        self.gaps: Tensor | None = None
         self.equalize = False
         self.sinks: SinkRule | None = None
         self.serving: SiteRecord | None = None
@@ -248,9 +251,10 @@ class Forward:
             self.columns = torch.arange(self.length, device=device).expand(batch, -1)
         # layers may lie on several devices: everything follows the layer that prunes
         self.columns, self.valid, self.lengths = step.follow(self.columns.to(device)), step.valid, step.lengths
+        self._mind_gaps(step, device)
         if self.positions != "original":
             # a row renumbered from `start` on has moved by what was dropped before its end
-            dropped = self.length - self.counts(device)
+            dropped = self.dropped(device)
             shift = dropped if shift is None else shift.to(device) + dropped
         else:
             shift = None
@@ -259,6 +263,21 @@ class Forward:
         self.arrival = Arrival(self.columns, self.valid, self.length, shift, bias)
         self.steps.append(step)
         self.memo.clear()
+
+    def _mind_gaps(self, step: Step, device: torch.device) -> None:
+        """Of rows that keep the places they got before the LLM: what was dropped before them by then."""
+        if self.positions != "compact-vision":
+            return
+        if self.record.sites[-1].site == BEFORE_LLM:
+            self.gone, self.gaps = self.length - self.counts(device), self._before()
+        elif self.gaps is None:
+            self.gone, self.gaps = torch.zeros(len(self.columns), dtype=torch.int64, device=device), self.columns * 0
+        else:
+            self.gone, self.gaps = self.gone.to(device), step.follow(self.gaps.to(device))
+
+    def dropped(self, device: torch.device) -> Tensor:
+        """(B,): by how much what follows is renumbered."""
+        return self.length - self.counts(device) if self.gone is None else self.gone.to(device)
 
     def seen(self, hidden: Tensor) -> Tensor:
         """(B, P, D) what policies see of hidden states, which may be planes (N, B, P, D)."""
@@ -305,6 +324,10 @@ class Forward:
         return scatter_rows(hidden, self.columns.to(hidden.device), valid, self.length)
 
     def dropped_before(self) -> Tensor:
+        """(B, K): by how much each physical row is renumbered."""
+        return self._before() if self.gaps is None else self.gaps
+
+    def _before(self) -> Tensor:
         """(B, K): how many columns of this forward were dropped before each physical row."""
         counts = self.counts(self.columns.device)
         ordinal = torch.arange(self.columns.shape[1], device=self.columns.device)[None] - (

@@ -219,7 +219,7 @@ class LayerArguments:
             if forward.columns is None:
                 ids = ids - shift[:, None]
             else:
-                earlier = shift - (forward.length - forward.counts(shift.device))
+                earlier = shift - forward.dropped(shift.device)
                 ids = ids.gather(1, forward.columns) - forward.dropped_before() - earlier[:, None]
             ids = ids[:, -hidden.shape[-2] :].clamp(min=0)
             out = {ROTARY: compat.rotary(self.decoder, index, hidden, ids)}

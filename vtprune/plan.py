@@ -17,9 +17,10 @@ from vtprune.signals import served_elsewhere
 from vtprune.sink_rule import SinkRule
 from vtprune.tokens import BEFORE_LLM, ModelFacts, inside, site_name
 
-POSITIONS = ("original", "compact", "compact-decode")
-"""Whose places survivors keep: their own, renumbered ones, or their own in the prefill and renumbered ones afterwards,
-which is a fault of released code that policies can ask for to compare with it."""
+POSITIONS = ("original", "compact", "compact-vision", "compact-decode")
+"""Whose places survivors keep: their own; renumbered ones; those renumbered before the LLM, at later sites too; or
+their own in the prefill and renumbered ones afterwards, which is a fault of released code that policies can ask for to
+compare with it."""
 
 OVERRIDES: ContextVar[dict[int, Policy] | None] = ContextVar("vtprune_overrides", default=None)
 """Policies that ``vtprune.options`` put in place of a plan's own, by the id of the plan."""

@@ -75,7 +75,7 @@ class Report:
 
     @property
     def positions(self) -> str:
-        """ "original" or "compact", as it is served."""
+        """ "original", "compact" or "compact-vision", as it is served."""
         return self._plan.positions(self.policy)
 
     @property

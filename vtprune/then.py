@@ -72,7 +72,7 @@ class Then:
     @property
     def positions(self) -> str:
         found = {getattr(stage, "positions", "original") for stage in self.stages}
-        return "compact" if "compact" in found else "original"
+        return next((how for how in ("compact", "compact-vision") if how in found), "original")
 
     @property
     def newlines(self) -> bool:

@@ -250,7 +250,7 @@ def test_it_says_what_it_needs_and_where_it_acts(name):
     assert isinstance(sites, tuple) and sites
     assert list(sites) == sorted(set(sites))
     assert all(site == BEFORE_LLM or (site >= 0 and site % 0.5 == 0) for site in sites)
-    assert getattr(policy, "positions", "original") in ("original", "compact")
+    assert getattr(policy, "positions", "original") in ("original", "compact", "compact-vision")
     if BEFORE_LLM in sites:
         early = {"last_query_attention", "text_attention", "text_attention_max"}
         assert not {need.partition(":")[0] for need in policy.needs} & early or len(sites) > 1, "no layer has run yet"

@@ -38,16 +38,17 @@ class Policy(Protocol):
     sites:  where it acts, ascending: ``BEFORE_LLM``, indices of decoder layers, ``inside(layer)``.
     select: the tokens of one sample at one site -> which rows live on.
 
-    Optional members: ``positions``, "original" (default: survivors keep their place in the prompt) or "compact"
-    (they are renumbered, as methods do that shorten the prompt before the LLM; models whose positions are no line keep
-    the original ones); ``newlines`` (default False), whether newline and separator tokens are offered for pruning too;
-    ``fitted(facts: ModelFacts) -> Policy``, the policy for a given model: itself, or a copy with other options, sites
-    and needs; ``notes`` (default ()), sentences for the report, such as what stands in for a signal;
-    ``keep_ratio_is`` (default "final"), one of ``KEEP_RATIO_IS``; ``forecast(tokens: VisualTokens) -> Forecast``, how
-    many tokens it will leave at any keep_ratio, asked at its first site; ``refits`` (default False), whether it is
-    asked anew, and given another keep_ratio, at every site; ``allot(tokens) -> ([Share, ...], note)``, how many tokens
-    each frame or view may keep, with which it is a budget for other policies; ``ranked(tokens) -> [Ranked, ...]``, of
-    one that keeps the best by scores, with which others can choose by the same scores (``ranks``).
+    Optional members: ``positions``, "original" (default: survivors keep their place in the prompt) or "compact" (they
+    are renumbered, as methods do that shorten the prompt before the LLM; models whose positions are no line keep the
+    original ones) or "compact-vision" (they are renumbered before the LLM, and keep those places inside it);
+    ``newlines`` (default False), whether newline and separator tokens are offered for pruning too; ``fitted(facts:
+    ModelFacts) -> Policy``, the policy for a given model: itself, or a copy with other options, sites and needs;
+    ``notes`` (default ()), sentences for the report, such as what stands in for a signal; ``keep_ratio_is`` (default
+    "final"), one of ``KEEP_RATIO_IS``; ``forecast(tokens: VisualTokens) -> Forecast``, how many tokens it will leave at
+    any keep_ratio, asked at its first site; ``refits`` (default False), whether it is asked anew, and given another
+    keep_ratio, at every site; ``allot(tokens) -> ([Share, ...], note)``, how many tokens each frame or view may keep,
+    with which it is a budget for other policies; ``ranked(tokens) -> [Ranked, ...]``, of one that keeps the best by
+    scores, with which others can choose by the same scores (``ranks``).
 
     A policy of the cache has ``evict(prompt: CachedPrompt) -> Evictions`` instead of ``select``, or beside it, and
     needs no sites; ``watch(layer: CachedLayer)``, if it has that, is called for every sample right after the attention

@@ -8,10 +8,9 @@ it the same importance decides twice more.
 Differs from the authors' code: entropy is that of the pixels of the picture, brought back to 0..255 (there normalised
 pixels lose their sign in 8 bits: ``entropy_source="official_wrap"``); where no patch is a hub all are (there importance
 is no number); every image has its own budget, and several in a prompt are recycled too (there they, and batches, are
-not); survivors of the inner stages are renumbered like those before (there they keep the places they had); recycled
-tokens are never weighted below 0; ties go to the lowest index. Other keep ratios than the published 50, 25 and 10 % lie
-on straight lines between those, an extension; so are other towers than that of LLaVA-OneVision and decoders of other
-depths. Videos are dropped from without recycling.
+not); recycled tokens are never weighted below 0; ties go to the lowest index. Other keep ratios than the published 50,
+25 and 10 % lie on straight lines between those, an extension; so are other towers than that of LLaVA-OneVision and
+decoders of other depths. Videos are dropped from without recycling.
 """
 
 from dataclasses import dataclass, replace
@@ -78,7 +77,7 @@ class VFlowOpt:
     budget: Literal["segment", "prompt"] = "segment"
     newlines: bool = True
 
-    positions: ClassVar[str] = "compact"
+    positions: ClassVar[str] = "compact-vision"
     keep_ratio_is: ClassVar[str] = "layers"
 
     def __post_init__(self):
