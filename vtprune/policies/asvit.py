@@ -1,8 +1,8 @@
 """AS-ViT's score: keep what the vision tower's [CLS] token attends to, each head weighted by what it makes of a patch.
 
 Liu et al., "Adaptive Sparse ViT: Towards Learnable Adaptive Token Pruning by Fully Exploiting Self-Attention", IJCAI
-2023, arXiv:2209.13802. A head's weight at a patch is its share of the length of what all heads put out there, before
-the output projection.
+2023, arXiv:2209.13802.
+A head's weight at a patch is its share of the length of what all heads put out there, before the output projection.
 Differs from the authors' code: the number kept is asked for and is each image's own (there a threshold is trained in
 each of three layers, and a batch shares the mean of what it lets through); the score is that of layers of the tower
 whose output the LLM reads, and tokens are dropped once, before the LLM; several ``layers`` add up. Any policy that

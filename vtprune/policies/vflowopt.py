@@ -1,10 +1,11 @@
 """VFlowOpt: keep what the hubs of the vision tower look at, recycle the others by cells, and drop twice more inside.
 
 Yang et al., "VFlowOpt: A Token Pruning Framework for LMMs with Visual Information Flow-Guided Optimization", ICCV 2025,
-arXiv:2508.05211. Hubs are patches that get ``t`` times the mean attention of a layer of the tower; importance is what a
-patch gets from them, plus ``alpha`` times how much there is to see in it, its entropy, which the published schedules
-leave out. Of the least important tokens those in one cell of the grid become one before the LLM, by importance; inside
-it the same importance decides twice more.
+arXiv:2508.05211.
+Hubs are patches that get ``t`` times the mean attention of a layer of the tower; importance is what a patch gets from
+them, plus ``alpha`` times how much there is to see in it, its entropy, which the published schedules leave out. Of the
+least important tokens those in one cell of the grid become one before the LLM, by importance; inside it the same
+importance decides twice more.
 Differs from the authors' code: entropy is that of the pixels of the picture, brought back to 0..255 (there normalised
 pixels lose their sign in 8 bits: ``entropy_source="official_wrap"``); where no patch is a hub all are (there importance
 is no number); every image has its own budget, and several in a prompt are recycled too (there they, and batches, are

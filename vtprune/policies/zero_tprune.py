@@ -1,16 +1,18 @@
 """Zero-TPrune: tokens vote for each other along the vision tower's attention; what is like others goes, then the rest.
 
 Wang et al., "Zero-TPrune: Zero-Shot Token Pruning through Leveraging of the Attention Graph in Pre-Trained
-Transformers", CVPR 2024, arXiv:2305.17328. There is no released code; this follows the publication: a ranking by one
-vote (I'), of whose lower half the tokens most like one of the upper half are dropped (S), and a vote of those that are
-left (I), whose best are kept. So a large background whose patches are alike cannot vote itself up.
-Votes go along attention (a displayed formula sums over rows, which gives every token the same), and scores have mean 1,
-without which the published bounds on a head's variance take no head. Differs from the publication: tokens are dropped
-once, before the LLM, by the last layer of the tower whose output it reads, instead of in several layers of a
-classifier, so the class token starts with one vote like all others (``emphasize_cls`` gives it the published weight);
-how many of the dropped go for being alike is an option; ties go to the lowest index. Where several patches make a
-token their mean counts; in towers with windows the last layer without them serves. Images in several tiles, which
-share one budget and vote tile by tile, and videos, which vote frame by frame, are extensions.
+Transformers", CVPR 2024, arXiv:2305.17328.
+There is no released code; this follows the publication: a ranking by one vote (I'), of whose lower half the tokens most
+like one of the upper half are dropped (S), and a vote of those that are left, along the attention among them (I), whose
+best are kept. So a large background whose patches are alike cannot vote itself up. Votes go along attention (a
+displayed formula sums over rows, which gives every token the same), and scores have mean 1, without which the published
+bounds on a head's variance take no head.
+Differs from the publication: tokens are dropped once, before the LLM, by the last layer of the tower whose output it
+reads, instead of in several layers of a classifier, so the class token starts with one vote like all others
+(``emphasize_cls`` gives it the published weight); how many of the dropped go for being alike is an option; ties go to
+the lowest index. Where several patches make a token their mean counts; in towers with windows the last layer without
+them serves. Images in several tiles, which share one budget and vote tile by tile, and videos, which vote frame by
+frame, are extensions.
 """
 
 from dataclasses import dataclass, replace
