@@ -278,6 +278,18 @@ def test_pixels_find_their_tokens(family):
     torch.testing.assert_close(torch.cat(listen.found), expected, rtol=1e-4, atol=1e-4)
 
 
+def test_pixels_that_seem_to_be_normalised_otherwise_are_told():
+    """Oracle: a picture, and the same normalised by half the published standard deviation."""
+    model, inputs = tiny.build("llava", "sdpa", torch.float32), tiny.batch("llava", "one", torch.float32)
+    values = normalised(picture([(28, 28)]), model)[0][None]
+    mean, std = family_of(model).pixel_scale(model)
+    for scale, options, told in ((1, {}, False), (2, {}, True), (2, {"pixel_std": tuple(s / 2 for s in std)}, False)):
+        inputs["pixel_values"] = values * scale
+        with vtprune.pruned(model, "vflowopt", alpha=0.5, pixel_mean=mean, **options) as report:
+            tiny.greedy(model, inputs, 1)
+            assert any("do not come back into 0..255" in note for note in report.notes) == told
+
+
 @pytest.mark.parametrize("family", ["llava_onevision", "llava_next", "internvl", "idefics3", "qwen3_vl"])
 def test_entropy_weighs_in_whatever_the_model(family):
     """Oracle: the same sample alone; and with the sign of alpha turned other tokens are kept."""

@@ -20,6 +20,16 @@ def wrapped(values: Tensor) -> Tensor:
     return (values.float() * 255).trunc().remainder(256)
 
 
+def strange_share(pixels: Pixels, mean: Sequence[float] | None, std: Sequence[float] | None) -> Tensor:
+    """(n,) float32: of the values of each patch, how many these numbers do not bring back into 0..255."""
+    mean, std = (
+        torch.tensor(x, dtype=torch.float32, device=pixels.values.device)[:, None]
+        for x in (mean or pixels.mean, std or pixels.std)
+    )
+    rgb = (pixels.values.float() * std + mean) * 255
+    return ((rgb < -2) | (rgb > 257)).float().mean((1, 2))
+
+
 def grey_entropy(rgb: Tensor) -> Tensor:
     """(n,) float32, bits: of the grey values of each patch, 256 of them. rgb: (n, 3, m) whole numbers 0 to 255."""
     grey = (0.3333 * rgb.sum(1)).round().long()

@@ -24,7 +24,7 @@ from torch import Tensor
 from vtprune.blocks.flow_schedule import DEPTH, LAYERS, PUBLISHED, Schedule, last_share, schedule
 from vtprune.blocks.forecast import Forecast, at_ratio
 from vtprune.blocks.graph_scores import hub_context
-from vtprune.blocks.patch_entropy import entropy_share
+from vtprune.blocks.patch_entropy import entropy_share, strange_share
 from vtprune.blocks.recycle import best_of_cells, cells_of
 from vtprune.blocks.stages import check_layers, fit_layers, pool_sizes, stages_at
 from vtprune.blocks.tower_layer import check_tower_layer, whole_layer
@@ -32,6 +32,10 @@ from vtprune.policies.base import check_choices, check_ratio, register, top_rows
 from vtprune.tokens import BEFORE_LLM, ModelFacts, Selection, VisualTokens
 
 _MEMORY = "vflowopt"
+STRANGE = (
+    "pixels do not come back into 0..255 by the mean and the standard deviation that are taken for this tower; give "
+    "pixel_mean and pixel_std as the image processor has them"
+)
 
 
 @register("vflowopt")
@@ -188,11 +192,12 @@ class VFlowOpt:
                 gone = torch.ones(n, dtype=torch.bool, device=merge.device)
                 gone[top_rows(score[rows], self.keep_at(tokens.site, n))] = False
                 merge[rows][gone] = -1
+        note = self._note(tokens)
         keep = (merge == torch.arange(len(tokens), device=merge.device)).nonzero().flatten()
         if bool((merge[merge >= 0].unique(return_counts=True)[1] == 1).all()):
-            return Selection(keep)
+            return Selection(keep, note=note)
         weight = score.clamp(min=torch.finfo(torch.float32).tiny)
-        return Selection(keep, torch.where(merge < 0, -1, torch.searchsorted(keep, merge)), weight)
+        return Selection(keep, torch.where(merge < 0, -1, torch.searchsorted(keep, merge)), weight, note=note)
 
     def importance(self, tokens: VisualTokens) -> Tensor:
         """(N,) float32: the same at all sites; 1 for newlines, more than patches have."""
@@ -210,6 +215,15 @@ class VFlowOpt:
         if tokens.site == BEFORE_LLM:
             tokens.memory[_MEMORY] = score
         return score
+
+    def _note(self, tokens: VisualTokens) -> str:
+        """Told once, where pixels are looked at: that they seem to be normalised in another way."""
+        if not self.alpha or self.entropy_source != "raw_rgb" or tokens.site != BEFORE_LLM:
+            return ""
+        strange = tokens.signals["pixels"].scores(
+            lambda pixels, there: strange_share(pixels, self.pixel_mean, self.pixel_std)
+        )
+        return STRANGE if float(strange.mean()) > 0.01 else ""
 
     def _pools(self, tokens: VisualTokens) -> list[list]:
         segments = [segment for segment in tokens.segments if len(segment)]
