@@ -23,7 +23,7 @@ def named(method, *args, **kwargs) -> dict:
 
 def recorded(model: nn.Module, inputs: dict) -> list[dict]:
     """The arguments, by name, of the encoder calls in a forward of ``inputs``; not of calls that such a call makes."""
-    base, calls, running = model.model, [], []
+    base, calls, running = tiny.base_model(model), [], []
 
     def recording(method):
         @wraps(method)
@@ -55,10 +55,15 @@ def compare(model: nn.Module, inputs: dict) -> tuple[Flops, Flops]:
     calls = []
     counter = count(lambda: calls.extend(recorded(model, inputs)))
     assert calls
-    parts = [name for name, child in model.model.named_children() if child is not tiny.text_model(model)]
+    base, text = tiny.base_model(model), tiny.text_model(model)
+    parts = [name for name, child in base.named_children() if text not in child.modules()]
+    # a list is not called, its modules are
+    lists = {part: len(getattr(base, part)) for part in parts if isinstance(getattr(base, part), nn.ModuleList)}
+    parts = [part for part in parts if part not in lists] + [f"{at}.{i}" for at, n in lists.items() for i in range(n)]
+    parts = parts if base is model else [f"model.{part}" for part in parts]
     seen = {name.split(".", 1)[-1] for name in counter.get_flop_counts()}
-    theirs = sum((counted(counter, f"model.{part}") for part in parts if f"model.{part}" in seen), Flops())
-    return vision_flops(model, model.model, calls), theirs
+    theirs = sum((counted(counter, part) for part in parts if part in seen), Flops())
+    return vision_flops(model, base, calls), theirs
 
 
 @pytest.mark.parametrize("kind", ["one", "ragged"])

@@ -31,7 +31,7 @@ LATENTS = ("aria", "idefics2")
 CLIPS = ("molmo2", "perception_lm")
 ALL = (*SQUARES, *LATENTS, *CLIPS, "lighton_ocr", "got_ocr2", "fast_vlm")
 CLASSED = ("vipllava", "qianfan_ocr")
-UNCOUNTED = ("deepseek_vl_hybrid", "janus", "llama4", "granite_docling", "got_ocr2", "molmo2", *LATENTS)
+UNCOUNTED = ("deepseek_vl_hybrid", "got_ocr2")
 COUNTED = [family for family in ALL if family != "llama4"]  # it computes every expert for every token
 PLACED = [*((f, "image") for f in (*SQUARES, *CLIPS, "lighton_ocr", "hunyuan_vl")), *((f, "video") for f in CLIPS)]
 PIXELS = ("pixel_", "high_res", "image_", "video_")

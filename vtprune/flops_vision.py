@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from vtprune.families.base import Family, family_of
 from vtprune.flops import Flops
+from vtprune.flops_towers import TOWERS, ints, readers, shape_of, weights
 
 
 @dataclass(frozen=True)
@@ -43,12 +44,15 @@ def vision_flops(model: nn.Module, base: nn.Module, calls: Sequence[Mapping[str,
 
     Equal to ``torch.utils.flop_counter`` to the last operation for llava (CLIP, SigLIP and Pixtral towers), llava_next,
     llava_next_video, llava_onevision, qwen2_vl, qwen2_5_vl, qwen3_vl, internvl, idefics3, smolvlm, gemma3, paligemma,
-    mistral3, video_llava, vipllava, deepseek_vl, aya_vision, cohere2_vision, ovis2, qianfan_ocr and lighton_ocr,
-    images and videos (tests/test_flops_vision.py, tests/test_newer_pictures.py), qwen3_vl_moe, the thinkers of
-    qwen2_5_omni and qwen3_omni_moe, glm4v, glm46v, glm4v_moe, paddleocr_vl, video_llama_3 and kimi_k25
-    (tests/test_newer_costs.py), qwen3_5 and qwen3_5_moe (tests/test_flops_linear.py). Pixtral towers run several
-    pictures as one masked sequence unless FlashAttention is on, so there ``attention`` is the square of the sum and
-    ``attention_causal`` the sum of the squares. Averages, interpolation, norms and rotary tables are not counted.
+    mistral3, video_llava, vipllava, deepseek_vl, aya_vision, cohere2_vision, ovis2, qianfan_ocr and lighton_ocr, images
+    and videos (tests/test_flops_vision.py, tests/test_newer_pictures.py), qwen3_vl_moe, the thinkers of qwen2_5_omni
+    and qwen3_omni_moe, glm4v, glm46v, glm4v_moe, paddleocr_vl, video_llama_3 and kimi_k25 (tests/test_newer_costs.py),
+    qwen3_5 and qwen3_5_moe (tests/test_flops_linear.py), ernie4_5_vl_moe, lfm2_vl, lfm3_vl, minicpmv4_6, minicpmv4_7,
+    gemma4, gemma4_unified, hunyuan_vl, molmo2, llama4, aria, idefics2, granite_docling, granite4_vision, janus and
+    hyperclovax_vision_v2 (tests/test_flops_towers.py). Pixtral towers run several pictures as one masked sequence
+    unless FlashAttention is on, so there ``attention`` is the square of the sum and ``attention_causal`` the sum of the
+    squares. Averages, but for Gemma 4's, which are a product of matrices, interpolation, norms and rotary tables are
+    not counted.
     Raises NotImplementedError for other families.
     """
     family = family_of(model)
@@ -61,10 +65,14 @@ def _call_flops(family: Family, model: nn.Module, base: nn.Module, call: Mapping
         raise ValueError(f'the kind of an encoder call is "image" or "video"; got {kind!r}')
     towers = family.towers(model)
     tower, name = towers.get(kind), base.config.model_type
+    if name in TOWERS:
+        return TOWERS[name](base, kind, call)
+    if name in _UNKNOWN:
+        raise NotImplementedError(f"vision FLOPs are unknown for {name!r}: {_UNKNOWN[name]}")
     if tower is None:
         raise NotImplementedError(f"vision FLOPs are unknown for {name!r}, of which no tower with attention is known")
     if name in _GRID_FAMILIES:
-        encoded = _grid_call(tower.config, _ints(call[f"{kind}_grid_thw"]))
+        encoded = _grid_call(tower.config, ints(call[f"{kind}_grid_thw"]))
     elif name in _PACKED:
         encoded = _PACKED[name](base.config.vision_config, kind, call)
     elif name in _PROJECTED and tower.config.model_type in _TOWERS:
@@ -72,39 +80,46 @@ def _call_flops(family: Family, model: nn.Module, base: nn.Module, call: Mapping
     else:
         raise NotImplementedError(
             f"vision FLOPs are unknown for {name!r} with a tower {tower.config.model_type!r}; known are "
-            f"{', '.join((*_GRID_FAMILIES, *_PACKED))}, and {', '.join(_PROJECTED)} with a tower among "
+            f"{', '.join((*_GRID_FAMILIES, *_PACKED, *TOWERS))}, and {', '.join(_PROJECTED)} with a tower among "
             f"{', '.join(_TOWERS)}"
         )
     total = _tower_flops(tower, _blocks(tower), encoded)
-    if name in _GRID_FAMILIES:
+    if name in _GRID_FAMILIES and name not in _GRID_PROJECTED:
         return total
     other = {id(module) for module in (family.decoder(model), *towers.values())}
-    weights = sum(_weights(child) for child in base.children() if id(child) not in other)
-    return total + Flops(2 * weights * encoded.projected)
+    if name == "granite4_vision":
+        projectors = [*base.layerwise_projectors, *base.spatial_projectors]
+        return sum((readers(projector, encoded.images) for projector in projectors), total)
+    idle = _IDLE.get(name, ())
+    used = [child for part, child in base.named_children() if id(child) not in other and part not in idle]
+    return total + Flops(2 * sum(map(weights, used)) * encoded.projected)
 
 
 _GRID_FAMILIES = (
     *("qwen2_vl", "qwen2_5_vl", "qwen3_vl", "qwen3_vl_moe", "qwen2_5_omni_thinker", "qwen3_omni_moe_thinker"),
     *("glm4v", "glm46v", "glm4v_moe", "glm_ocr", "qwen3_5", "qwen3_5_moe"),
-    *("cosmos3_omni", "exaone4_5"),
+    *("cosmos3_omni", "exaone4_5", "hyperclovax_vision_v2"),
 )
+_GRID_PROJECTED = ("hyperclovax_vision_v2",)
+"""Those of them with a projector behind the tower's merger."""
+_UNKNOWN = {
+    **dict.fromkeys(("gemma3n", "fast_vlm", "perception_lm"), "its tower is a timm model, whose layers are not known"),
+    **dict.fromkeys(
+        ("deepseek_vl_hybrid", "deepseek_ocr2", "got_ocr2"), "most layers of a tower of it attend within padded windows"
+    ),
+    "phi4_multimodal": "its decoder encodes pictures itself, in crops of which the call does not tell",
+}
+"""Why of a base."""
+_IDLE = {"janus": ("vqmodel", "generation_embeddings", "generation_aligner", "generation_head")}
+"""Parts beside the tower that draw pictures and see none."""
 _TOWERS = (
     *("clip_vision_model", "siglip_vision_model", "pixtral"),
     *("internvl_vision", "idefics3_vision", "smolvlm_vision", "ovis2_vision"),
-    "qianfan_ocr_vision",
+    *("qianfan_ocr_vision", "janus_vision_model"),
 )
 
 
 # ------------------------------------------------------------------------------------------------ what a call encodes
-
-
-def _ints(table: Any) -> list[list[int]]:
-    """Rows of ints, from a tensor or from nested sequences."""
-    return table.tolist() if isinstance(table, Tensor) else [[int(x) for x in row] for row in table]
-
-
-def _shape(pixels: Any) -> tuple[int, ...]:
-    return tuple(pixels.shape) if hasattr(pixels, "shape") else tuple(pixels)
 
 
 def _grid_call(config: Any, grids: list[list[int]]) -> _Encoded:
@@ -128,7 +143,7 @@ def _cut_squares(length: int, side: int) -> int:
 
 def _frames_call(config: Any, kind: str, call: Mapping[str, Any]) -> _Encoded:
     """PaddleOCR-VL and VideoLLaMA 3: each frame attends within itself, tokens are made of its patches afterwards."""
-    grids = _ints(call[f"{kind}_grid_thw"])
+    grids = ints(call[f"{kind}_grid_thw"])
     merges = call.get(f"{kind}_merge_sizes")
     merges = [config.spatial_merge_size] * len(grids) if merges is None else [int(merge) for merge in merges]
     projected = sum(t * (h // merge) * (w // merge) for (t, h, w), merge in zip(grids, merges, strict=True))
@@ -138,7 +153,7 @@ def _frames_call(config: Any, kind: str, call: Mapping[str, Any]) -> _Encoded:
 
 def _chunks_call(config: Any, kind: str, call: Mapping[str, Any]) -> _Encoded:
     """Kimi K2.5: all frames of a chunk attend to each other and leave the tokens of one."""
-    grids = _ints(call[f"{kind}_grid_thw"])
+    grids = ints(call[f"{kind}_grid_thw"])
     chunks = [t * h * w for t, h, w in grids]
     projected = sum(h * w for _, h, w in grids) // prod(config.merge_kernel_size)
     return _Encoded(len(grids), sum(chunks), chunks, projected)
@@ -161,7 +176,7 @@ def _pixel_call(
     grids = [(high, wide)] * images
     if tower.config.model_type == "pixtral" and call.get("image_sizes") is not None:
         patch = tower.config.patch_size
-        grids = [(h // patch, w // patch) for h, w in _ints(call["image_sizes"])]
+        grids = [(h // patch, w // patch) for h, w in ints(call["image_sizes"])]
     first = 1 if any(name.endswith(("class_embedding", "cls_token")) for name, _ in tower.named_parameters()) else 0
     rows = _PROJECTED[base.config.model_type]
     projected = sum(rows(base.config, kind, call, h, w, first) for h, w in grids)
@@ -175,7 +190,7 @@ def _pictures(family: Family, model: nn.Module, kind: str, call: Mapping[str, An
     pixels = next((call[name] for name in names if call.get(name) is not None), None)
     if pixels is None:
         raise ValueError(f"an encoder call has one of {', '.join(names)}; got {sorted(call)}")
-    shape = _shape(pixels)
+    shape = shape_of(pixels)
     images, tiles = prod(shape[:-3]), getattr(family, "tiles", None)
     if tiles is not None and len(shape) == 5 and kind == "image":
         images = sum(tiles(model, call))  # the rest is padding of images with fewer crops
@@ -225,10 +240,12 @@ _PROJECTED: dict[str, Callable[[Any, str, Mapping[str, Any], int, int, int], int
     "qianfan_ocr": _shuffled,
     "idefics3": lambda config, kind, call, h, w, first: h * w // config.scale_factor**2,
     "smolvlm": lambda config, kind, call, h, w, first: h * w // config.scale_factor**2,
+    "granite4_vision": lambda config, kind, call, h, w, first: 0,
     "gemma3": lambda config, kind, call, h, w, first: isqrt(config.mm_tokens_per_image) ** 2,
     "paligemma": lambda config, kind, call, h, w, first: h * w,
     "vipllava": lambda config, kind, call, h, w, first: h * w,
     "deepseek_vl": lambda config, kind, call, h, w, first: h * w,
+    "janus": lambda config, kind, call, h, w, first: h * w,
     "aya_vision": lambda config, kind, call, h, w, first: h * w // config.downsample_factor**2,
     "cohere2_vision": lambda config, kind, call, h, w, first: h * w // config.downsample_factor**2,
     "ovis2": lambda config, kind, call, h, w, first: (
@@ -248,26 +265,11 @@ def _blocks(tower: nn.Module) -> nn.ModuleList:
     return next(m for m in tower.modules() if isinstance(m, nn.ModuleList) and len(m) == depth)
 
 
-def _weights(module: nn.Module) -> int:
-    """Multiply-accumulates per row: weights of the linear layers and convolutions, and of a bare projection matrix."""
-    total = 0
-    for part in module.modules():
-        if isinstance(part, nn.Linear):
-            total += part.in_features * part.out_features  # the weight itself may be stored packed
-        elif isinstance(part, nn.Conv2d | nn.Conv3d):
-            total += part.weight.numel()
-        elif (matrix := getattr(part, "mm_input_projection_weight", None)) is not None:  # Gemma 3
-            total += matrix.numel()
-        elif type(part).__name__ == "Ovis2VisualEmbeddingTable":  # multiplied with probabilities, not looked up
-            total += part.weight.numel()
-    return total
-
-
 def _tower_flops(tower: nn.Module, blocks: nn.ModuleList, encoded: _Encoded) -> Flops:
     conv = next(module for module in tower.modules() if isinstance(module, nn.Conv2d | nn.Conv3d))
     width, tokens = conv.out_channels, sum(encoded.chunks)
-    inside, patch = _weights(blocks), conv.weight.numel()
-    rest = _weights(tower) - inside - patch  # mergers (Qwen) or a pooling head (SigLIP)
+    inside, patch = weights(blocks), conv.weight.numel()
+    rest = weights(tower) - inside - patch  # mergers (Qwen) or a pooling head (SigLIP)
     once = encoded.projected if encoded.merging else encoded.images
     linear = inside * tokens + patch * encoded.embedded + rest * once
     scores = 0
