@@ -244,7 +244,7 @@ depth. What differs from released code is said at the top of each file."""
 FAMILIES_HEAD = """\
 The model types that are known, and what is special about their prompts; then those that are known and refused.
 "Tested on" are releases of transformers on which the tests of `make test-matrix ARGS='-m "not slow"'` passed, with what
-failed there, in part because the tests call their inputs what 5.23 calls them. Written by
+failed there; what the models of a release cannot do themselves is left out, see `tests/release.py`. Written by
 `python -m benchmarks.readme` from the registry, `tested.json` and `vtprune/refused.py`."""
 
 

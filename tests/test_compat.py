@@ -1,6 +1,7 @@
 """What differs between versions of transformers, and what must not move in it, against transformers itself."""
 
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -10,10 +11,12 @@ from transformers.models.llava_next.modeling_llava_next import image_size_to_num
 from transformers.models.qwen3_vl.modeling_qwen3_vl import Qwen3VLTextModel
 from transformers.models.video_llava.modeling_video_llava import VideoLlavaModel
 
+from tests import tiny
 from tests.leaned import rows
 from tests.moved import NEWEST, moved
 from tests.release import RELEASE
-from vtprune.compat import anyres_tiles, with_attention
+from vtprune.compat import anyres_tiles, feature_layer, joined_frames, picture_base, text_part, with_attention
+from vtprune.families.base import family_of
 
 PINPOINTS = {
     "llava-next": [[336, 672], [672, 336], [672, 672], [1008, 336], [336, 1008]],
@@ -37,6 +40,37 @@ def test_a_config_with_another_attention_leaves_the_first_as_it_was():
     changed = with_attention(config, "sdpa")
     assert changed._attn_implementation == "sdpa" and changed.text_config is config.text_config
     assert config._attn_implementation == config.text_config._attn_implementation == "eager"
+
+
+def test_the_frames_of_a_video_may_come_apart():
+    """As LLaVA-NeXT-Video gives them in 5.9. Oracle: token by token."""
+    features = torch.randn(2, 3, 4, 5, generator=torch.Generator().manual_seed(0))
+    joined = joined_frames(tuple(features))
+    assert [video.tolist() for video in joined] == [[t.tolist() for f in video for t in f] for video in features]
+    assert all(torch.equal(a, b) for a, b in zip(joined_frames(joined), joined, strict=True))
+
+
+def test_a_thinker_may_encode_pictures_itself():
+    """As Qwen's Omni thinkers do in 5.9; oracle: parts put together by hand. ViP-LLaVA's layers had a plural."""
+    text, encode = SimpleNamespace(layers=()), "get_image_features"
+    old = SimpleNamespace(model=text, **{encode: None})
+    inner = SimpleNamespace(language_model=text, **{encode: None})
+    new = SimpleNamespace(model=inner, **{encode: None})
+    assert picture_base(old) is old and text_part(old) is text
+    assert picture_base(new) is inner and text_part(inner) is text
+    assert picture_base(SimpleNamespace(model=text)) is text
+    assert feature_layer(SimpleNamespace(vision_feature_layers=[-2, 6])) == [-2, 6]
+    assert feature_layer(SimpleNamespace(vision_feature_layer=-2)) == -2 and feature_layer(SimpleNamespace()) is None
+
+
+def test_the_newline_that_ends_a_video_is_told_wherever_it_is_added():
+    """The encoder of LLaVA-OneVision adds it in 5.23, the model in 5.9. Oracle: two frames of 2 x 2 places by hand."""
+    model, arguments = tiny.build("llava_onevision"), {"pixel_values_videos": torch.zeros(1, 2, 3, 28, 28)}
+    places = [[0, frame, row, column] for frame in range(2) for row in range(2) for column in range(2)]
+    for count in (8, 9):
+        features = [torch.zeros(count, 64)]
+        (source,) = family_of(model).sources(model, "video", arguments, features)
+        assert source.coords.tolist() == [*places, [-1] * 4] and source.patch.tolist() == [True] * 8 + [False]
 
 
 # ------------------------------------------------------------------------------------------------ what may not move

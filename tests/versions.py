@@ -111,16 +111,17 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--jobs", type=int, default=2, help="processes of pytest")
     parser.add_argument("--dry", action="store_true", help="do not write the result")
     arguments, more = parser.parse_known_args(argv)
-    known = json.loads(RESULT.read_text(encoding="utf-8")) if RESULT.exists() else {}
-    bad = 0
+    found, bad = {}, 0
     for release in arguments.release:
         folder = (arguments.folder / release).absolute()
         report = folder.parent / f"report-{release}.xml"
         run(make_environment(folder, release), report, FILES, arguments.jobs, more)
-        known[release] = summary(report, families())
-        bad += sum("failed" in kinds.values() for kinds in known[release].values())
-        sys.stdout.write(f"{release}: {known[release]}\n")
+        found[release] = summary(report, families())
+        bad += sum("failed" in kinds.values() for kinds in found[release].values())
+        sys.stdout.write(f"{release}: {found[release]}\n")
     if not arguments.dry:
+        # read last, as other releases may have been run meanwhile
+        known = {**(json.loads(RESULT.read_text(encoding="utf-8")) if RESULT.exists() else {}), **found}
         newest_first = sorted(known.items(), key=lambda item: [int(part) for part in item[0].split(".")])
         RESULT.write_text(json.dumps(dict(newest_first), indent=1) + "\n", encoding="utf-8")
     return 1 if bad else 0
