@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from transformers import CompileConfig, DynamicCache
+from transformers import CompileConfig, DynamicCache, StaticCache
 
 import vtprune
 from tests import oracle, tiny
@@ -122,6 +122,21 @@ def test_a_static_cache_is_a_dynamic_cache(family, kind, policy):
         assert report.last.cached.after == held
         assert_same(got, expected, 1e-5)
         assert_same(answer(model, inputs, cache_implementation="static"), expected, 1e-5)
+
+
+@pytest.mark.parametrize("policy", [EvictByMass(), PruneAndEvict()])
+def test_a_static_cache_goes_on_in_a_second_turn(policy):
+    """Oracle: the dynamic cache; the model is given masks in which padding stands before both turns."""
+    model, inputs = model_of("llava"), tiny.batch("llava", "ragged")
+    with vtprune.pruned(model, policy) as report:
+        found = []
+        for more in ({}, {"past_key_values": StaticCache(config=model.config.get_text_config(), max_cache_len=96)}):
+            first = tiny.greedy(model, inputs, 3, **more)
+            turn = tiny.new_turn("llava", model, inputs, first.sequences, True)
+            second = answer(model, turn, 3, past_key_values=first.past_key_values)
+            found.append((second, report.last.lengths, report.last.cached.after))
+    assert_same(found[1][0], found[0][0], 1e-9)
+    assert found[1][1:] == found[0][1:]
 
 
 @pytest.mark.parametrize("kind", ["one", "ragged"])

@@ -129,6 +129,10 @@ class PrunedDynamicLayer(PrunedLayer):
         self.slots, self.arrival = Slots(self.slots.positions[:1, :0], None, 0), None
 
 
+SLOT_TENSORS = ("slot_positions", "slot_valid", "slot_bias")
+"""What a pruned static layer holds for each of its slots, beside keys and values."""
+
+
 class PrunedStaticLayer(PrunedLayer):
     """Mixed in before ``StaticLayer``: slots are tensors of fixed shape, changed in place, for compiled decoding.
 

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping
 from contextvars import ContextVar
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
+from transformers.cache_utils import StaticLayer, StaticSlidingWindowLayer
 
 from vtprune import compat
+from vtprune.cache import SLOT_TENSORS
 from vtprune.cache_scores.probe import probe_rows
 from vtprune.rows import read_rows
 from vtprune_kernels.attention_columns import Visible
@@ -28,6 +31,22 @@ def hear(index: int, inputs: Mapping[str, Any]) -> None:
     heard = HEARD.get()
     if heard is not None:
         heard.setdefault(index, []).append({name: x for name, x in inputs.items() if name != "past_key_values"})
+
+
+def copied(cache: Cache, n: int) -> Cache:
+    """A copy that hangs on no graph, with room for ``n`` more tokens."""
+    parts = [part for layer in cache.layers for part in vars(layer).values() if isinstance(part, Tensor)]
+    # tensors with a gradient cannot be copied otherwise
+    new = copy.deepcopy(cache, {id(part): part.detach().clone() for part in parts})
+    for layer in new.layers:
+        # windows that are full slide
+        if isinstance(layer, StaticLayer) and layer.is_initialized and type(layer) is not StaticSlidingWindowLayer:
+            layer.max_cache_len += n
+            layer.keys, layer.values = (nn.functional.pad(part, (0, 0, 0, n)) for part in (layer.keys, layer.values))
+            for name in SLOT_TENSORS:
+                if getattr(layer, name, None) is not None:
+                    setattr(layer, name, nn.functional.pad(getattr(layer, name), (0, n)))
+    return new
 
 
 @torch.no_grad()
@@ -53,6 +72,8 @@ def _decode(pruner, head: nn.Module, forward: Forward, cache: Cache, output: Any
     line = forward.position_ids is None or forward.position_ids.dim() == 2
     lead = () if line else (compat.position_rows(pruner.decoder),)
     mask = forward.mask2d
+    if mask is None and not forward.tokens().all():
+        mask = forward.tokens().long().to(device)
     for step in range(n):
         # some bases have the head inside
         logits = output.logits if getattr(output, "logits", None) is not None else head(output[0][:, -1:])

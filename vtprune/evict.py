@@ -7,7 +7,6 @@ layers shrink. They answer with unpruned lengths from then on, as those of prune
 
 from __future__ import annotations
 
-import copy
 import functools
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -18,7 +17,7 @@ from torch import Tensor, nn
 
 from vtprune import compat
 from vtprune.cache import PrunedLayer, PrunedStaticLayer, prune_layer
-from vtprune.cache_ahead import hear, look_ahead
+from vtprune.cache_ahead import copied, hear, look_ahead
 from vtprune.cache_sight import CacheSight
 from vtprune.cached import CachedLayer, CachedPrompt, CachedSlots, Eviction, Evictions, evicts
 from vtprune.check_evictions import check_evictions, check_merges
@@ -119,7 +118,7 @@ class Evictor:
         positions, valid, length = _held(layer)
         start, batch = length - forward.length, len(forward.samples)
         positions = positions.to(device).expand(batch, -1)
-        seen = _tokens(forward, start, device).gather(1, positions)
+        seen = forward.tokens().to(device).gather(1, positions)
         seen = seen if valid is None else seen & valid.to(device)
         stored = tuple(part[:, :, : positions.shape[1]] for part in (layer.keys, layer.values))
         biased = layer.biased if isinstance(layer, PrunedLayer) else forward.stands_for is not None
@@ -195,11 +194,12 @@ class Evictor:
     def _ahead(self, forward: Forward, prompts: Sequence[CachedPrompt | None], output: Any) -> list:
         """The same prompts with what tokens to come look at, decoded on a copy that the policy has cut down."""
         copies = [prompt and replace(prompt, notes=list(prompt.notes)) for prompt in prompts]
-        rough, cache = self._answers(forward, forward.policy.glance, copies), copy.deepcopy(forward.cache)
+        n = forward.policy.lookahead
+        rough, cache = self._answers(forward, forward.policy.glance, copies), copied(forward.cache, n)
         fresh: dict = {}
         for i, watched in enumerate(forward.watched):
             self._evict(cache, watched, [None if one is None else one.layers[i] for one in rough], fresh)
-        seen = look_ahead(self.pruner, self.head, forward, cache, output, forward.policy.lookahead)
+        seen = look_ahead(self.pruner, self.head, forward, cache, output, n)
         return [prompt and replace(prompt, ahead=[layer[b] for layer in seen]) for b, prompt in enumerate(prompts)]
 
     @staticmethod
@@ -241,16 +241,6 @@ def _held(layer) -> tuple[Tensor, Tensor | None, int]:
         return layer.held()
     length = int(layer.get_seq_length())
     return torch.arange(length, device=layer.keys.device)[None], None, length
-
-
-def _tokens(forward: Forward, start: int, device: torch.device) -> Tensor:
-    """(B, start + L) bool: which columns of the conversation are tokens and not padding."""
-    now = torch.stack([row.real for row in forward.layout.rows])
-    past = torch.ones(len(now), start, dtype=torch.bool)
-    mask = forward.mask2d
-    if mask is not None and mask.shape[1] == start + forward.length:
-        past = mask[:, :start].bool().cpu()
-    return torch.cat([past, now], 1).to(device)
 
 
 def _is_whole(one: Eviction, n: int) -> bool:

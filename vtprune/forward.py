@@ -20,6 +20,7 @@ from vtprune.cache import Arrival
 from vtprune.check import check_selections
 from vtprune.equal import equalized
 from vtprune.layout import Layout, Row
+from vtprune.padding import real_columns
 from vtprune.records import Prefill, SiteRecord
 from vtprune.stopwatch import Stopwatch
 from vtprune.tokens import BEFORE_LLM, Segment, Selection, VisualTokens
@@ -112,6 +113,7 @@ class Sample:
 class Forward:
     """The state of one forward.
 
+    length:  columns of this forward. start: of the conversation, those before it.
     columns: (B, P) logical columns of this forward that the physical rows hold; None until something was pruned.
     valid:   (B, P) or None; False for pads that unequal counts made necessary. lengths: rows of each sample but pads.
     cut:     the decoder went on with the last columns alone, so that rows are those and nothing is left to gather.
@@ -126,7 +128,7 @@ class Forward:
 
     def __init__(self, owner: object, policy, outer: Forward | None = None):
         self.owner, self.policy, self.outer = owner, policy, outer
-        self.length = 0
+        self.length = self.start = 0
         self.kinds: Tensor | None = None
         self.ids: Tensor | None = None
         self.mask2d: Tensor | None = None
@@ -170,6 +172,13 @@ class Forward:
         self.cache = None
         self.watched: list[Watched] = []
         self.laps: list[Stopwatch] = []
+
+    def tokens(self) -> Tensor:
+        """(B, start + length) bool on the CPU: which columns of the conversation are not padding."""
+        if "tokens" not in self.memo:
+            width = self.start + self.length
+            self.memo["tokens"] = real_columns(self.mask2d, self.mask, len(self.kinds), width)
+        return self.memo["tokens"]
 
     def next_place(self, b: int) -> int:
         """The position of the token that will follow sample ``b``; where it has several coordinates they are equal."""

@@ -217,7 +217,8 @@ class Pruner:
             )
         check_call(self.decoder, bound)
         check_back_end(self.decoder, self.family)
-        self.family.check_prompt(self.decoder, forward.length + (0 if cache is None else int(cache.get_seq_length())))
+        forward.start = 0 if cache is None else int(cache.get_seq_length())
+        self.family.check_prompt(self.decoder, forward.start + forward.length)
         if cache is not None:
             check_places(cache, self.decoder, self.plan.linear)
             forward.equalize = self.equalize and any(map(has_state, cache.layers))
@@ -232,7 +233,7 @@ class Pruner:
 
     def begin(self, forward: Forward) -> None:
         """What the prompt holds is known: the layers may prune."""
-        real = self._real(forward, forward.mask)
+        real = forward.tokens()[:, forward.start :]
         names = list(self.placeholders)
         forward.encoded, forward.kinds = arrived(self.family, forward.encoded, forward.kinds, names, forward.reaching)
         is_video = forward.kinds == (names.index("video") if "video" in names else -2)
@@ -248,22 +249,6 @@ class Pruner:
             with _LOCK:
                 self.busy += 1
         self.engage()
-
-    def _real(self, forward: Forward, mask) -> Tensor:
-        """(B, L) bool on the CPU: which columns of this forward are not padding."""
-        batch, length = forward.kinds.shape
-        if forward.mask2d is not None:
-            return forward.mask2d[:, -length:].bool().cpu()
-        if isinstance(mask, Mapping):
-            mask = mask.get("full_attention", next(iter(mask.values())))
-        if not isinstance(mask, Tensor) or mask.dim() < 2:
-            return torch.ones(batch, length, dtype=torch.bool)
-        if mask.dim() == 2:
-            return mask[:, -length:].bool().cpu()
-        # the last query sees every column that is not padding
-        last = mask[:, 0, -1]
-        seen = last if last.dtype == torch.bool else last > torch.finfo(last.dtype).min / 2
-        return seen[:, :length].cpu().expand(batch, -1)
 
     def _leave_base(self, module: nn.Module, args: tuple, kwargs: dict, output) -> None:
         if torch.compiler.is_compiling():

@@ -112,9 +112,10 @@ LATENT = "kimi_k25"
 """Whose cache holds latents that all heads share."""
 
 
-def everywhere(usual=CASES) -> list:
+def everywhere(usual=CASES, without=()) -> list:
     """Values for ``pytest.mark.parametrize(("family", "kind"), ...)``: these, and slow ones."""
-    others = [(family, "image") for family in (*MORE, LATENT) if (family, "image") not in usual]
+    others = [(family, "image") for family in (*MORE, LATENT) if family not in without]
+    others = [case for case in others if case not in usual]
     return mostly_slow([*usual, *others], usual)
 
 

@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
+import vtprune
 from tests import tiny
 from tests.policies.by_hand import LATENT, ByHand, assert_kept, best, eager_of, everywhere, heard, model_of
 from vtprune.policies.expected_attention import ExpectedAttention
@@ -75,7 +76,7 @@ def score(family: str, hand: ByHand, layer: int, count: int, sink: int, covarian
     return out[:, hand.visual]
 
 
-@pytest.mark.parametrize(("family", "kind"), everywhere(CASES))
+@pytest.mark.parametrize(("family", "kind"), everywhere(CASES, ["llama4"]))
 def test_what_stays_is_computed_by_hand(family, kind):
     """Oracle: projections, norms and rotation of the unwrapped model's modules, at explicit positions of text."""
 
@@ -84,6 +85,14 @@ def test_what_stays_is_computed_by_hand(family, kind):
         return best(found.mean(0) if family == LATENT else found, k)
 
     assert_kept("expected_attention", family, expected, kind, keep_ratio=0.4, n_future=N_FUTURE)
+
+
+@pytest.mark.parametrize("family", ["llama4", "hunyuan_vl"])
+def test_rotations_that_have_no_mean_are_refused(family):
+    """Complex numbers for tables, and norms after the rotation."""
+    with vtprune.pruned(model_of(family), "expected_attention"):
+        with pytest.raises(NotImplementedError, match="policy that looks at queries of the prompt"):
+            tiny.greedy(model_of(family), tiny.batch(family, "one"), 1)
 
 
 @pytest.mark.parametrize(
