@@ -63,7 +63,7 @@ def test_beams_and_static_caches(name, family):
 
 @pytest.mark.parametrize("name", NAMES)
 def test_budgets(name):
-    """Oracle: round(n * keep_ratio * layers) in all, or n_keep in the mean; in a batch as alone; less than one is one."""
+    """Oracle: round(n * keep_ratio * layers) in all, n_keep in the mean, one at least; in a batch as alone."""
     model, samples, options = model_of("qwen2_5_vl"), samples_of("qwen2_5_vl", "image"), OTHERS.get(name, {})
     for asked in ({"keep_ratio": 0.3}, {"n_keep": 4}, {"keep_ratio": 0.01}, {}):
         together = kept_by(model, tiny.collate("qwen2_5_vl", samples), name, **asked, **options)
