@@ -5,11 +5,13 @@ from functools import cache
 import pytest
 import torch
 from transformers import DynamicCache
+from transformers.modeling_outputs import BaseModelOutputWithPooling
 
 import vtprune
 from tests import oracle, tiny
 from tests.probe import ByNorm, answer, traces, visible
 from vtprune import BEFORE_LLM, Selection
+from vtprune.encoder import check_chunks
 
 
 @cache
@@ -220,6 +222,16 @@ def test_chunked_prefill_is_refused():
         with pytest.raises(NotImplementedError, match="prefill_chunk_size=None"):
             model.generate(**inputs, max_new_tokens=2, prefill_chunk_size=8)
         answer(model, inputs)
+
+
+def test_what_a_forward_encodes_itself_waits_for_no_other():
+    """Oracle: features of one token, encoded elsewhere, are a slice of nothing: no error, before as after."""
+    model, inputs = model_of("llava"), tiny.batch("llava", "one", torch.float32)
+    elsewhere = {"image": BaseModelOutputWithPooling(pooler_output=[torch.zeros(1, 4)])}
+    check_chunks(elsewhere)
+    with vtprune.pruned(model, "random"), torch.no_grad():
+        model(**inputs)
+        check_chunks(elsewhere)
 
 
 def image_after(model, inputs, n_text):

@@ -97,7 +97,10 @@ class Recorder:
             setattr(output, _NOTE, self._sources(kind, arguments, features, collected))
             if self.pruner.sight.reads_prompt:
                 remember_arguments(output, arguments)
-            _PENDING.set({**(_PENDING.get() or {}), kind: sum(len(feature) for feature in features)})
+            forward = CURRENT.get()
+            if forward is None or forward.owner is not self.pruner:
+                # what a forward encodes itself goes into its own prompt, and waits for no other
+                _PENDING.set({**(_PENDING.get() or {}), kind: sum(len(feature) for feature in features)})
             self.pruner.encoded(kind, getattr(output, _NOTE), arguments)
             self.pruner.report.vision_laps.append(lap)
         return output
