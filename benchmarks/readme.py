@@ -239,7 +239,26 @@ def tables() -> dict[Path, str]:
 POLICIES_HEAD = """\
 What can be named in `vtprune.wrap(model, NAME, ...)`; `vtprune policies NAME` tells the options. Written by
 `python -m benchmarks.readme` from the registry: sites and signals are those without options, on a model of unknown
-depth. What differs from released code is said at the top of each file."""
+depth. What differs from released code is said at the top of each file.
+
+A policy of your own needs no base class; `ScorePolicy` and, for the cache, `CachePolicy` save work:
+
+```python
+import torch
+from vtprune import BEFORE_LLM, Selection, wrap
+
+
+class EverySecond:
+    needs, sites = frozenset(), (BEFORE_LLM,)
+
+    def select(self, tokens):
+        return Selection(torch.arange(0, len(tokens), 2, device=tokens.hidden.device))
+
+
+wrap(model, EverySecond())
+```
+
+To share it, put it into one file in this folder (see `fastv.py`); the contract tests find it by themselves."""
 
 FAMILIES_HEAD = """\
 The model types that are known, and what is special about their prompts; then those that are known and refused.
