@@ -9,6 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from vtprune import compat
+from vtprune.blocks.probe_rows import ALL, Probes
+from vtprune.blocks.probe_rows import probe_rows as probe_rows_of
 from vtprune.cache_scores.probe import probe_rows, received
 from vtprune.cached import HEADS
 from vtprune.rows import inputs_of, read_rows
@@ -57,47 +59,40 @@ class CacheSight:
 
     # ---- rows by rule
 
-    def _rows(self, recent: int | None, scattered: int) -> list[Tensor]:
+    def _rows(self, probes: Probes) -> list[Tensor]:
         """Of each sample the physical rows that are looked from, ascending."""
-        key = ("rows", recent, scattered)
+        key = ("rows", probes)
         if key not in self.memo:
-            self.memo[key] = [self._of_sample(b, recent, scattered) for b in range(len(self.real))]
+            self.memo[key] = [self._of_sample(b, probes) for b in range(len(self.real))]
         return self.memo[key]
 
-    def _of_sample(self, b: int, recent: int | None, scattered: int) -> Tensor:
+    def _of_sample(self, b: int, probes: Probes) -> Tensor:
         rows = self.real[b].nonzero().flatten()
-        if recent is None:
-            return rows
-        earlier, last = rows[: max(0, len(rows) - recent)], rows[max(0, len(rows) - recent) :]
-        if scattered and len(earlier):
-            # the same in every batch, for every beam and on every device
-            order = torch.randperm(len(earlier), generator=torch.Generator().manual_seed(self.seeds[b]))
-            earlier = earlier[order[:scattered].sort().values.to(rows.device)]
-            return torch.cat([earlier, last])
-        return last
+        # the same in every batch, for every beam and on every device
+        return rows[probe_rows_of(len(rows), probes, self.seeds[b]).to(rows.device)]
 
-    def probes(self, b: int, recent: int | None, scattered: int) -> Tensor:
+    def probed(self, b: int, probes: Probes) -> Tensor:
         """(R,) which of sample ``b``'s tokens the rows belong to."""
         past = len(self.places[b]) - int(self.real[b].sum())
         order = self.real[b].cumsum(0) - 1
-        return order[self._rows(recent, scattered)[b]] + past
+        return order[self._rows(probes)[b]] + past
 
-    def attention(self, b: int, recent: int | None, scattered: int) -> Tensor:
+    def attention(self, b: int, probes: Probes) -> Tensor:
         """(H, R, S)."""
-        key = ("attention", recent, scattered)
+        key = ("attention", probes)
         if key not in self.memo:
-            query, keys, scale, allowed = self._read(self._padded(recent, scattered)[0])
+            query, keys, scale, allowed = self._read(self._padded(probes)[0])
             self.memo[key] = probe_rows(query, keys, scale=scale, visible=Visible(allowed=allowed))
-        rows = len(self._rows(recent, scattered)[b])
+        rows = len(self._rows(probes)[b])
         return self.memo[key][b][:, :rows, self.places[b]]
 
-    def received(self, b: int, heads: str, recent: int | None, scattered: int) -> Tensor:
+    def received(self, b: int, heads: str, probes: Probes) -> Tensor:
         """(G, S), without ever holding all rows."""
         if heads not in HEADS:
             raise ValueError(f"heads is one of {', '.join(map(repr, HEADS))}; got {heads!r}")
-        key = ("received", heads, recent, scattered)
+        key = ("received", heads, probes)
         if key not in self.memo:
-            rows, real = self._padded(recent, scattered)
+            rows, real = self._padded(probes)
             step = max(16, BLOCK_BYTES // (len(rows) * self.kept[0].shape[2]))
             # what latent attention stores is for all heads
             over = "all" if heads == "all" or self.kept[0].shape[1] == 1 else "group"
@@ -110,9 +105,9 @@ class CacheSight:
             self.memo[key] = total if total.dim() == 3 else total[:, None]
         return self.memo[key][b][:, self.places[b]]
 
-    def _padded(self, recent: int | None, scattered: int) -> tuple[Tensor, Tensor]:
+    def _padded(self, probes: Probes) -> tuple[Tensor, Tensor]:
         """(B, R) rows of all samples, the last one repeated where one has fewer, and (B, R) bool, which are not."""
-        rows = self._rows(recent, scattered)
+        rows = self._rows(probes)
         most = max(len(row) for row in rows)
         padded = torch.stack([torch.cat([row, row[-1:].expand(most - len(row))]) for row in rows])
         counts = torch.tensor([len(row) for row in rows], device=padded.device)
@@ -143,7 +138,7 @@ class CacheSight:
 
         Asked of one token, and the first and the last of cosines and sines (B, count, r).
         """
-        last = torch.stack([rows[-1:] for rows in self._rows(None, 0)])
+        last = torch.stack([rows[-1:] for rows in self._rows(ALL)])
         few = inputs_of({name: x for name, x in self.inputs.items() if name != "attention_mask"}, last)
         ends = [tuple(table[:, place] for table in tables) for place in (0, -1)]
         middle = tuple((one + other) / 2 for one, other in zip(*ends, strict=True))
@@ -163,7 +158,7 @@ class CacheSight:
     def scale(self) -> float:
         """The factor on products of queries and keys."""
         if "scale" not in self.memo:
-            self.memo["scale"] = self._read(self._rows(None, 0)[0][-1:].expand(len(self.real), 1))[2]
+            self.memo["scale"] = self._read(self._rows(ALL)[0][-1:].expand(len(self.real), 1))[2]
         return self.memo["scale"]
 
     def output_weight(self) -> Tensor:

@@ -8,6 +8,8 @@ from typing import Any, Protocol
 
 from torch import Tensor
 
+from vtprune.blocks.probe_rows import ALL, Probes
+
 HEADS = ("all", "kv")
 """Over which heads attention is averaged: "all" into one row, "kv" those that share a key head of the cache."""
 
@@ -16,9 +18,9 @@ class LayerView(Protocol):
     """One decoder layer that has just run, for all samples; ``vtprune.cache_sight`` makes it."""
 
     def stored(self, b: int, what: str) -> Tensor: ...
-    def received(self, b: int, heads: str, recent: int | None, scattered: int) -> Tensor: ...
-    def attention(self, b: int, recent: int | None, scattered: int) -> Tensor: ...
-    def probes(self, b: int, recent: int | None, scattered: int) -> Tensor: ...
+    def received(self, b: int, heads: str, probes: Probes) -> Tensor: ...
+    def attention(self, b: int, probes: Probes) -> Tensor: ...
+    def probed(self, b: int, probes: Probes) -> Tensor: ...
     def queries_ahead(self, b: int, count: int) -> Tensor: ...
     def scale(self) -> float: ...
     def shared(self) -> bool: ...
@@ -64,20 +66,20 @@ class CachedLayer(CachedSlots):
         """(H_kv, S, d_v)."""
         return self.view.stored(self.sample, "values")
 
-    def received(self, heads: str = "all", recent: int | None = None, scattered: int = 0) -> Tensor:
+    def received(self, heads: str = "all", probes: Probes = ALL) -> Tensor:
         """(G, S) float32: the attention that each key gets, summed over the sample's queries in this forward.
 
-        recent: of the last so many queries alone. scattered: and of so many of the others, drawn by the sample's seed.
+        probes: over some of them alone: the last ones, and others that are drawn by the prompt.
         """
-        return self.view.received(self.sample, heads, recent, scattered)
+        return self.view.received(self.sample, heads, probes)
 
-    def attention(self, recent: int | None = None, scattered: int = 0) -> Tensor:
-        """(H, R, S) float32: what each of those queries pays to each key; few queries, as it is held."""
-        return self.view.attention(self.sample, recent, scattered)
+    def attention(self, probes: Probes) -> Tensor:
+        """(H, R, S) float32: what each of some queries pays to each key; few queries, as it is held."""
+        return self.view.attention(self.sample, probes)
 
-    def probes(self, recent: int | None = None, scattered: int = 0) -> Tensor:
+    def probed(self, probes: Probes = ALL) -> Tensor:
         """(R,) int64, ascending: which of the S tokens those queries belong to; a key is seen by those from it on."""
-        return self.view.probes(self.sample, recent, scattered)
+        return self.view.probed(self.sample, probes)
 
     def queries_ahead(self, count: int) -> Tensor:
         """(H, Q, d): the queries of all tokens of this forward, had they stood on the next ``count`` places.

@@ -19,7 +19,7 @@ from vtprune.policies.base import POLICIES
 from vtprune.policies.cache_base import level
 
 NAMES = sorted(name for name, policy in POLICIES.items() if evicts(policy))
-OTHERS = {"vatp": {"sinks": 6}, "laq": {"lookahead": 3}, "expected_attention": {"n_future": 8}}
+OTHERS = {"vatp": {"sink_len": 6}, "laq": {"lookahead": 3}, "expected_attention": {"n_future": 8}}
 FAMILIES = [(name, family) for name in NAMES for family in ("llava", "qwen2_5_vl", "gemma3")]
 USUAL = [(name, "llava" if i % 2 else "qwen2_5_vl") for i, name in enumerate(NAMES)]
 

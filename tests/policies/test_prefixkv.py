@@ -11,6 +11,7 @@ from tests.evicted import EvictByMass, EvictedColumns, stays
 from tests.masked import model_of
 from tests.policies.by_hand import ByHand, assert_kept, best, eager_of, everywhere, kept_by, read
 from tests.policies.contract import samples_of
+from vtprune.blocks.probe_rows import Probes
 from vtprune.policies.prefixkv import PrefixKV
 
 
@@ -81,7 +82,7 @@ def test_the_last_queries_and_drawn_ones_vote():
 
     class Noting(PrefixKV):
         def score(self, layer):
-            seen[layer.index] = layer.probes(self.queries, self.queries)
+            seen[layer.index] = layer.probed(Probes(self.queries, self.queries))
             return super().score(layer)
 
     model, hand = model_of("qwen2_5_vl"), read("qwen2_5_vl", "image", 0)

@@ -34,7 +34,7 @@ def test_what_stays_is_computed_by_hand(family, kind):
     def expected(hand, layer, k):
         return best(one_set(family, score(hand, layer, absolute)), k)
 
-    assert_kept("vatp", family, expected, kind, keep_ratio=0.4, sinks=SINKS)
+    assert_kept("vatp", family, expected, kind, keep_ratio=0.4, sink_len=SINKS)
 
 
 def one_set(family: str, score: torch.Tensor) -> torch.Tensor:
@@ -64,9 +64,9 @@ def test_other_weights():
     for name, size in sizes.items():
 
         def expected(hand, layer, k, size=size):
-            return best(score(hand, layer, size(layer), sinks=0), k)
+            return best(score(hand, layer, size(layer), sink_len=0), k)
 
-        assert_kept("vatp", "qwen2_5_vl", expected, n_keep=6, value_weighting=name, sinks=0)
+        assert_kept("vatp", "qwen2_5_vl", expected, n_keep=6, value_weighting=name, sink_len=0)
 
 
 @pytest.mark.parametrize("fast", [False, True])
@@ -81,7 +81,7 @@ def test_weighing_by_the_change_of_the_output(fast):
         )
 
     weighing = "caote_fast" if fast else "caote"
-    assert_kept("vatp", "llava", expected, n_keep=6, value_weighting=weighing, sinks=0)
+    assert_kept("vatp", "llava", expected, n_keep=6, value_weighting=weighing, sink_len=0)
 
 
 def changes(row: torch.Tensor, values: torch.Tensor, fast: bool = False) -> torch.Tensor:
@@ -100,7 +100,7 @@ def test_the_last_queries_alone_and_one_set_for_all_heads():
     def expected(hand, layer, k):
         return best(score(hand, layer, absolute, 0, queries=4).mean(0), k)
 
-    assert_kept("vatp", "qwen3_vl", expected, n_keep=5, queries=4, heads="all", sinks=0)
+    assert_kept("vatp", "qwen3_vl", expected, n_keep=5, queries=4, heads="all", sink_len=0)
 
 
 @pytest.mark.parametrize(
@@ -109,8 +109,8 @@ def test_the_last_queries_alone_and_one_set_for_all_heads():
         ({"queries": 0}, "queries is an integer of 1 or more or None; got 0"),
         ({"value_weighting": "l3"}, "value_weighting is one of 'none', 'l1_v', .*; got 'l3'"),
         ({"heads": 2}, "heads is one of 'all', 'kv'; got 2"),
-        ({"sinks": -1}, "sinks is a number of first tokens, 0 or more; got -1"),
-        ({"sinks": False}, "sinks is a number of first tokens, 0 or more; got False"),
+        ({"sink_len": -1}, "sink_len is a number of first tokens, 0 or more; got -1"),
+        ({"sink_len": False}, "sink_len is a number of first tokens, 0 or more; got False"),
     ],
 )
 def test_wrong_options_are_told(options, said):

@@ -62,11 +62,10 @@ class CachePolicy:
 
     def evict(self, prompt: CachedPrompt) -> Evictions:
         """The best of every layer, in prompt order."""
-        counts, asked = self.counts(prompt), self.total(prompt)
+        counts, sizes = list(self.counts(prompt)), [len(layer) for layer in prompt.layers]
         kept = [self._best(*one) for one in zip(prompt.layers, prompt.notes, counts, strict=True)]
         answers = [self.eviction(prompt, i, keep) for i, keep in enumerate(kept)]
-        whole = asked == sum(map(len, prompt.layers))
-        return Evictions(answers, "nothing had to be evicted: so little was left of the prompt" if whole else "")
+        return Evictions(answers, "nothing had to be evicted: so little was left of the prompt" * (counts == sizes))
 
     @staticmethod
     def _best(layer: CachedSlots, score: Tensor | None, count: int) -> Tensor:

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
+from vtprune.blocks.probe_rows import Probes
 from vtprune.cache_scores.value_weight import weigh
 from vtprune.cached import HEADS, CachedLayer
 from vtprune.policies.base import check_choices, register
@@ -38,7 +39,7 @@ class CAOTE(CachePolicy):
         check_choices(self, {"heads": HEADS, "fast": (True, False)})
 
     def score(self, layer: CachedLayer) -> Tensor:
-        values, rows = layer.values, layer.attention(self.queries)
+        values, rows = layer.values, layer.attention(Probes(self.queries, 0))
         rows = rows.reshape(len(values), -1, rows.shape[-1])
         score = weigh(rows, values, "caote_fast" if self.fast else "caote")[:, layer.slots]
         return score.mean(0) if self.heads == "all" or layer.shared else score

@@ -13,6 +13,7 @@ from typing import get_args
 
 from torch import Tensor
 
+from vtprune.blocks.probe_rows import ALL, Probes
 from vtprune.cache_scores.elastic import Merging, merge_anchors, nearest_anchor
 from vtprune.cached import CachedLayer, CachedPrompt, Eviction
 from vtprune.policies.base import check_choices, register
@@ -40,7 +41,8 @@ class ElasticCache(CachePolicy):
         check_choices(self, {"merge": (*get_args(Merging), "none")})
 
     def score(self, layer: CachedLayer) -> Tensor:
-        return layer.received("all", self.queries, self.queries or 0)[0, layer.slots]
+        probes = ALL if self.queries is None else Probes(self.queries, self.queries)
+        return layer.received("all", probes)[0, layer.slots]
 
     def eviction(self, prompt: CachedPrompt, i: int, keep: Tensor) -> Eviction:
         slots = prompt.layers[i].slots

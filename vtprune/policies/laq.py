@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
+from vtprune.blocks.probe_rows import Probes
 from vtprune.cached import HEADS, CachedLayer, CachedPrompt, Evictions
 from vtprune.policies.base import check_choices, register
 from vtprune.policies.cache_base import CachePolicy
@@ -41,7 +42,7 @@ class LAQ(CachePolicy):
 
     def watch(self, layer: CachedLayer) -> tuple[Tensor, Tensor | None]:
         """The rough scores, and the attention that the window pays to the visual tokens, summed over its queries."""
-        seen = layer.received(self.heads, self.window)[:, layer.slots] if self.window else None
+        seen = layer.received(self.heads, Probes(self.window, 0))[:, layer.slots] if self.window else None
         return self._crude.score(layer), seen
 
     def glance(self, prompt: CachedPrompt) -> Evictions:

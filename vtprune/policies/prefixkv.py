@@ -13,6 +13,7 @@ from os import PathLike
 
 from torch import Tensor
 
+from vtprune.blocks.probe_rows import ALL, Probes
 from vtprune.cache_profile import CacheProfile
 from vtprune.cache_scores.prefix import PUBLISHED_TOLERANCE, counts_of, prefix_drops
 from vtprune.cached import CachedLayer, CachedPrompt
@@ -57,7 +58,8 @@ class PrefixKV(CachePolicy):
 
     def score(self, layer: CachedLayer) -> Tensor:
         """(N,) the attention that every visual token got, mean over heads, summed over queries."""
-        return layer.received("all", self.queries, self.queries or 0)[0, layer.slots]
+        probes = ALL if self.queries is None else Probes(self.queries, self.queries)
+        return layer.received("all", probes)[0, layer.slots]
 
     def counts(self, prompt: CachedPrompt) -> Sequence[int]:
         sizes = [len(layer) for layer in prompt.layers]

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import torch.nn.functional as F
 from torch import Tensor
 
+from vtprune.blocks.probe_rows import Probes
 from vtprune.cached import HEADS, CachedLayer
 from vtprune.policies.base import check_choices, register
 from vtprune.policies.cache_base import CachePolicy
@@ -43,7 +44,7 @@ class SnapKV(CachePolicy):
         n = layer.keys.shape[1]
         behind = n - 1 - int(layer.slots[-1])
         window = min(self.window, behind) if behind else min(self.window, n)
-        mean = layer.received(self.heads, window) / window
+        mean = layer.received(self.heads, Probes(window, 0)) / window
         pooled = F.avg_pool1d(mean[:, : n - window] if behind else mean, self.pool, stride=1, padding=self.pool // 2)
         score = pooled[:, layer.slots]
         return score[0] if self.heads == "all" else score

@@ -12,6 +12,7 @@ from typing import get_args
 
 from torch import Tensor
 
+from vtprune.blocks.probe_rows import ALL, Probes
 from vtprune.cache_scores.value_weight import Weighing, weigh
 from vtprune.cached import HEADS, CachedLayer
 from vtprune.policies.base import check_choices, register
@@ -27,29 +28,30 @@ class VATP(CachePolicy):
     value_weighting: "l1_v", as published; "none" is the accumulated attention of H2O; or "l2_v", "l1_WoV" (the value
                      after the output projection), "caote" and "caote_fast", see the policy "caote".
     queries: None: all queries of the prompt; a number: the last so many alone (Scissorhands has 400).
-    sinks:   how many first tokens of the prompt stay whatever they score: they draw attention and have small values.
+    sink_len: how many first tokens of the prompt stay whatever they score: they draw attention and have small values.
     heads:   "kv": every key head keeps its own tokens, as published; "all": one set for a layer.
     """
 
     value_weighting: str = "l1_v"
     queries: int | None = None
-    sinks: int = 20
+    sink_len: int = 20
     heads: str = "kv"
 
     def __post_init__(self):
         super().__post_init__()
         check_index("queries", self.queries, optional=True)
         check_choices(self, {"heads": HEADS, "value_weighting": get_args(Weighing)})
-        if isinstance(self.sinks, bool) or not isinstance(self.sinks, int) or self.sinks < 0:
-            raise ValueError(f"sinks is a number of first tokens, 0 or more; got {self.sinks!r}")
+        if isinstance(self.sink_len, bool) or not isinstance(self.sink_len, int) or self.sink_len < 0:
+            raise ValueError(f"sink_len is a number of first tokens, 0 or more; got {self.sink_len!r}")
 
     def score(self, layer: CachedLayer) -> Tensor:
-        attention, values = layer.received("kv", self.queries), layer.values
+        probes = ALL if self.queries is None else Probes(self.queries, 0)
+        attention, values = layer.received("kv", probes), layer.values
         # what latent attention stores is for all heads, whose values are apart
         attention = attention.expand(len(values), -1)
         weight = layer.output_weight if self.value_weighting == "l1_WoV" else None
         score = weigh(attention, values, self.value_weighting, w_o=weight)
-        if self.sinks:
-            score[:, : self.sinks] = float("inf")
+        if self.sink_len:
+            score[:, : self.sink_len] = float("inf")
         score = score[:, layer.slots]
         return score.mean(0) if self.heads == "all" or layer.shared else score
