@@ -11,7 +11,9 @@ from tests.policies.fabricate import LAYOUTS, Sample, Source, serve
 from vtprune import POLICIES, SpatialGridKeep
 from vtprune.blocks.spatial_grid import fitting_stride, on_grid, stride_of
 
-FastV, PyramidDrop, SpAtten, ZipVL = (POLICIES[name] for name in ("fastv", "pyramiddrop", "spatten", "zipvl"))
+FastV, PyramidDrop, SpAtten, TransPrune, ZipVL = (
+    POLICIES[name] for name in ("fastv", "pyramiddrop", "spatten", "transprune", "zipvl")
+)
 
 
 def grid(t, h, w, view=0):
@@ -85,7 +87,7 @@ def test_the_grid_stays_and_the_best_of_the_others_fill_the_count(layout, option
 
 def test_a_grid_stays_through_all_stages():
     """Oracle: rows and columns of what each stage leaves; the counts are those of the policy alone."""
-    for scorer in (PyramidDrop(keep_ratio=0.2), ZipVL(keep_ratio=0.2), SpAtten(keep_ratio=0.2)):
+    for scorer in (cls(keep_ratio=0.2) for cls in (PyramidDrop, ZipVL, SpAtten, TransPrune)):
         served = serve(SpatialGridKeep(scorer, stride=4), Sample("image"))
         alone = serve(scorer, Sample("image"))
         for (tokens, selection), (_, without) in zip(served, alone, strict=True):

@@ -125,6 +125,14 @@ def test_a_keep_ratio_falls_evenly_from_stage_to_stage():
     assert [policy.left_at(site, 100, 100) for site in policy.sites] == [50, 25]
 
 
+def test_stages_are_layers_with_attention():
+    """By hand: of eight layers the last and those with odd numbers up to 5 keep a state."""
+    facts = ModelFacts("x", 8, 8, False, True, linear=frozenset({1, 3, 5, 7}))
+    assert ZipVL(layers=(1, 2, 3, 7), of=None).fitted(facts).sites == (2, 4)
+    with pytest.raises(ValueError, match="none from layer 7 on"):
+        ZipVL(layers=(7,), of=None).fitted(facts)
+
+
 @pytest.mark.parametrize(
     ("options", "text"),
     [

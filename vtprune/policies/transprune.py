@@ -19,7 +19,7 @@ from torch import Tensor
 
 from vtprune.blocks.forecast import Forecast, staged
 from vtprune.blocks.stages import pool_sizes
-from vtprune.policies.base import check_choices, check_ratio, register, top_rows
+from vtprune.policies.base import Ranked, best_of, check_choices, check_ratio, register
 from vtprune.tokens import ModelFacts, Selection, VisualTokens
 
 _CHOICES = {
@@ -133,16 +133,19 @@ class TransPrune:
     def forecast(self, tokens: VisualTokens) -> Forecast:
         return staged(self, self.sites, pool_sizes(tokens, self.budget), TransPrune.left_at)
 
+    def _counts(self, tokens: VisualTokens) -> list[tuple[slice, int, int]]:
+        """Rows that share a budget, how many of them stay at this stage, and where their first image ends."""
+        found = self._pools(tokens)
+        return [(rows, self.left_at(tokens.site, rows.stop - rows.start, n), end) for rows, (n, end) in found]
+
+    def ranked(self, tokens: VisualTokens) -> list[Ranked]:
+        """Every pool with its scores and its count."""
+        return [Ranked(rows, k, self.score(tokens, rows, end)) for rows, k, end in self._counts(tokens)]
+
     def select(self, tokens: VisualTokens) -> Selection:
-        """The best rows of every pool, by what remains of its original count at this stage."""
-        keep = []
-        for pool, (count, end) in self._pools(tokens):
-            n = pool.stop - pool.start
-            k = self.left_at(tokens.site, n, count)
-            # nothing is looked at for a pool that stays whole
-            rows = top_rows(self.score(tokens, pool, end), k) if k < n else torch.arange(n, device=tokens.hidden.device)
-            keep.append(pool.start + rows)
-        return Selection(torch.cat(keep))
+        """The best rows of every pool; nothing is looked at where all stay whole."""
+        whole = all(k == rows.stop - rows.start for rows, k, _ in self._counts(tokens))
+        return Selection.all(tokens) if whole else best_of(self.ranked(tokens))
 
     def _pools(self, tokens: VisualTokens) -> list[tuple[slice, tuple[int, int]]]:
         """Rows that share a budget, with their original count and the column where their first segment ends."""

@@ -92,8 +92,17 @@ class ZipVL:
         return (f"probe rows of ZipVL: {some}, in {len(self.sites)} layers",)
 
     def fitted(self, facts: ModelFacts) -> "ZipVL":
-        """The stages at the same fractions of this model's depth; some may fall together."""
-        return replace(self, layers=fit_layers(self.layers, self.of, facts.depth), of=facts.depth)
+        """The stages at the same fractions of this model's depth, each at the next layer that has attention; some may
+        fall together. Raises ValueError where none is left."""
+        wanted = fit_layers(self.layers, self.of, facts.depth)
+        attending = [layer for layer in range(facts.depth) if layer not in facts.linear]
+        layers = tuple(min(layer for layer in attending if layer >= at) for at in wanted if at <= attending[-1])
+        if not layers:
+            raise ValueError(
+                f"ZipVL looks at attention, and this {facts.model_type} has none from layer {wanted[0]} on; choose "
+                f"earlier layers than {self.layers!r}"
+            )
+        return replace(self, layers=layers, of=facts.depth)
 
     def left_at(self, site: float, living: int, size: int) -> int:
         """How many of the ``living`` tokens of a pool that had ``size`` a keep_ratio leaves at a site."""
