@@ -73,7 +73,7 @@ def test_stages_are_what_a_decoder_by_hand_says(family):
         with vtprune.pruned(model, policy) as report, torch.no_grad():
             logits = model(**inputs).logits[0, -1]
             row, found = report.last.layout.rows[0], [record.kept[0] for record in report.sites]
-            assert "drawn with seed 2, in 2 layers" in " ".join(report.notes)
+            assert "drawn with seed 2, at layers 1, 3" in " ".join(report.notes)
         sources, state = row.source, {}
 
         def choose(layer, visual, before, attend, row=row, sources=sources, state=state):

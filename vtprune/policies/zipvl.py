@@ -89,7 +89,7 @@ class ZipVL:
     @property
     def notes(self) -> tuple[str, ...]:
         some = f"the last {self.recent} tokens and {self.random} others, drawn with seed {self.seed}"
-        return (f"probe rows of ZipVL: {some}, in {len(self.sites)} layers",)
+        return (f"probe rows of ZipVL: {some}, at layers {', '.join(map(str, self.sites))}",)
 
     def fitted(self, facts: ModelFacts) -> "ZipVL":
         """The stages at the same fractions of this model's depth, each at the next layer that has attention; some may
