@@ -8,11 +8,13 @@ from functools import cache
 
 import pytest
 import torch
+import transformers as hf
 from transformers import DynamicCache
 
 import vtprune
 from tests import tiny
 from tests.probe import ByNorm, answer, traces
+from tests.tiny_parts import text_sizes
 from vtprune import BEFORE_LLM
 from vtprune.states import check_rollback, state_bytes
 
@@ -40,40 +42,67 @@ def go_on(family: str, cache_, length: int, *tokens: int):
     return model_of(family)(input_ids=ids, attention_mask=mask, position_ids=places, past_key_values=cache_).logits
 
 
-def test_windows_can_be_cropped_while_they_are_recorded():
-    """Oracle: a copy that never saw the tokens that are cropped, as pickled."""
-    with vtprune.pruned(model_of("lfm2_vl"), ByNorm((1,))), torch.no_grad():
-        cache_, length = prefilled("lfm2_vl", recording=True)
-        short = pickle.loads(pickle.dumps(cache_))
-        go_on("lfm2_vl", cache_, length, 5, 6, 7)
-        cache_.crop(-3)
-        got, expected = (go_on("lfm2_vl", one, length, 8, 9) for one in (cache_, short))
-    assert torch.equal(got, expected)
+@pytest.mark.parametrize("sites", [(BEFORE_LLM,), (2,), (1, 3)])
+@pytest.mark.parametrize("family", ["lfm2_vl", "lfm3_vl"])
+def test_windows_can_be_cropped_while_they_are_recorded(family, sites):
+    """Oracles: a copy that never saw the tokens that are cropped, as pickled, and a cache that records nothing, to the
+    bit, one token after the other; 20 tokens are more than a window of LFM3's."""
+    model, tokens = model_of(family), torch.arange(5, 25).tolist()
+    with vtprune.pruned(model, ByNorm(sites)), torch.no_grad():
+        for fed, cropped in ((1, 1), (9, 5), (20, 18)):
+            cache_, length = prefilled(family, recording=True)
+            copied, plain = pickle.loads(pickle.dumps(cache_)), prefilled(family)[0]
+            go_on(family, cache_, length, *tokens[:fed])
+            cache_.crop(-cropped)
+            for other in (copied, plain):
+                if fed > cropped:
+                    go_on(family, other, length, *tokens[: fed - cropped])
+            for step, token in enumerate((30, 31, 32)):
+                at = length + fed - cropped + step
+                got, *expected = (go_on(family, one, at, token) for one in (cache_, copied, plain))
+                assert torch.equal(got, expected[0]) and torch.equal(got, expected[1])
 
 
-def test_assisted_decoding_of_windows_gives_the_same_tokens():
+def assistants(dtype: torch.dtype = torch.float64) -> dict[str, dict]:
+    """Both ways to guess tokens: from the prompt, and by a small model of the same tokens."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        small = hf.LlamaForCausalLM(hf.LlamaConfig(**text_sizes(2))).to(dtype).eval()
+    small.generation_config.pad_token_id, small.generation_config.eos_token_id = tiny.PAD, tiny.EOS
+    return {"lookup": {"prompt_lookup_num_tokens": 3}, "assistant": {"assistant_model": small}}
+
+
+@pytest.mark.parametrize("guess", ["lookup", "assistant"])
+@pytest.mark.parametrize(("family", "kind"), [("lfm2_vl", "image"), ("lfm3_vl", "image"), ("lfm3_vl", "video")])
+def test_assisted_decoding_of_windows_gives_the_same_tokens(family, kind, guess):
     """Oracle: greedy decoding of the same pruned model; assistance crops the cache."""
-    model, inputs = model_of("lfm2_vl"), tiny.batch("lfm2_vl", "one")
+    model, inputs = model_of(family), (tiny.batch if kind == "image" else tiny.video)(family, "one")
     with vtprune.pruned(model, ByNorm((BEFORE_LLM, 2))):
         expected = model.generate(**inputs, max_new_tokens=12, do_sample=False)
-        got = model.generate(**inputs, max_new_tokens=12, do_sample=False, prompt_lookup_num_tokens=3)
+        got = model.generate(**inputs, max_new_tokens=12, do_sample=False, **assistants()[guess])
     assert torch.equal(got, expected)
 
 
-def test_memories_cannot_be_cropped():
-    """Neither by the user, recorded or not, nor by assisted decoding; and nothing is lost before the error."""
-    model, inputs = model_of("qwen3_5"), tiny.batch("qwen3_5", "one")
+@pytest.mark.parametrize("family", ["qwen3_5", "minicpmv4_6"])
+def test_memories_cannot_be_cropped(family):
+    """Neither by the user, recorded or not, nor by assisted decoding. Oracle: a copy; nothing is lost before that."""
+    model, inputs = model_of(family), tiny.batch(family, "one")
     with vtprune.pruned(model, ByNorm((1,))), torch.no_grad():
         for recording in (False, True):
-            cache_, length = prefilled("qwen3_5", recording)
+            cache_, length = prefilled(family, recording)
+            copied = copy.deepcopy(cache_)
             (attention,) = (layer for layer in cache_.layers if hasattr(layer, "slots"))
-            with pytest.raises(NotImplementedError, match="layer 0 keeps a recurrent state.*copy.deepcopy"):
-                attention.crop(-1)
-            assert attention.keys.shape[2] == length - 8
-            with pytest.raises((NotImplementedError, RuntimeError), match="recurrent state|track past states"):
-                cache_.crop(-1)
-        with pytest.raises(ValueError, match="not supported with stateful models"):
-            model.generate(**inputs, max_new_tokens=4, prompt_lookup_num_tokens=3)
+            for crop in (attention.crop, cache_.crop, cache_.layers[0].crop):
+                with pytest.raises(NotImplementedError, match="layer 0 keeps a recurrent state.*copy.deepcopy"):
+                    crop(-1)
+            for layer, other in zip(cache_.layers, copied.layers, strict=True):
+                if hasattr(layer, "slots"):
+                    assert torch.equal(layer.keys, other.keys)
+                else:
+                    assert torch.equal(layer.conv_states[0], other.conv_states[0])
+        for how in assistants().values():
+            with pytest.raises(ValueError, match="not supported with stateful models"):
+                model.generate(**inputs, max_new_tokens=4, **how)
 
 
 def test_windows_that_were_forgotten_cannot_be_cropped():
@@ -81,6 +110,8 @@ def test_windows_that_were_forgotten_cannot_be_cropped():
         cache_, _ = prefilled("lfm2_vl")
         with pytest.raises(NotImplementedError, match="layer 0 has forgotten.*activate_past_recording"):
             check_rollback(cache_.layers)
+        with pytest.raises(NotImplementedError, match="layer 0 has forgotten.*activate_past_recording"):
+            cache_.crop(-1)
 
 
 def test_a_copied_cache_goes_on_alone():

@@ -31,7 +31,7 @@ from vtprune.refuse import check_back_end, check_call, check_planes, refuse_comp
 from vtprune.report import Report
 from vtprune.seconds import with_seconds
 from vtprune.sight import Sight
-from vtprune.states import check_places, has_state
+from vtprune.states import check_places, guard, has_state
 
 _LOCK = threading.Lock()
 """Guards the hooks on layers of all pruners; held for microseconds, and kept out of what is copied or pickled."""
@@ -221,6 +221,7 @@ class Pruner:
         self.family.check_prompt(self.decoder, forward.start + forward.length)
         if cache is not None:
             check_places(cache, self.decoder, self.plan.linear)
+            guard(cache)
             forward.equalize = self.equalize and any(map(has_state, cache.layers))
         forward.position_ids = bound.get("position_ids")
         # a base that is the decoder encodes its pictures within this call
