@@ -58,7 +58,8 @@ def look_ahead(pruner, head: nn.Module, forward: Forward, cache: Cache, output: 
     heard: dict[int, list[Mapping]] = {}
     token = HEARD.set(heard)
     try:
-        _decode(pruner, head, forward, cache, output, n)
+        with compat.rotary_as_before(pruner.decoder):
+            _decode(pruner, head, forward, cache, output, n)
     finally:
         HEARD.reset(token)
     return [_rows(pruner, forward, watched, heard[watched.index]) for watched in forward.watched]

@@ -2,7 +2,8 @@
 
 import copy
 import inspect
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -147,7 +148,8 @@ def rotary_ahead(decoder: Any, index: int, hidden: Tensor, first: int, count: in
     ids = torch.arange(first, first + count, device=hidden.device)[None]
     if not has_line_positions(decoder):
         ids = ids.expand(position_rows(decoder), 1, count)
-    tables = rotary(decoder, index, hidden, ids)
+    with rotary_as_before(decoder):
+        tables = rotary(decoder, index, hidden, ids)
     if not isinstance(tables, (tuple, list)) or len(tables) != 2:
         raise NotImplementedError(
             f"{type(decoder).__name__} does not rotate by cosines and sines, so it cannot be told how later queries "
@@ -155,6 +157,25 @@ def rotary_ahead(decoder: Any, index: int, hidden: Tensor, first: int, count: in
         )
     cos, sin = (table.reshape(-1, count, table.shape[-1])[0] for table in tables)
     return cos, sin
+
+
+@contextmanager
+def rotary_as_before(decoder: Any) -> Iterator[None]:
+    """Puts the rotary module back into its state: dynamic ones remember the longest sequence (5.23)."""
+    module = getattr(decoder, "rotary_emb", None)
+    if module is None:
+        yield
+        return
+    own, buffers = dict(vars(module)), {name: (x, x.clone()) for name, x in module.named_buffers(recurse=False)}
+    try:
+        yield
+    finally:
+        for name in vars(module).keys() - own.keys():
+            del vars(module)[name]
+        vars(module).update(own)
+        for name, (buffer, before) in buffers.items():
+            # in place, as a graph may hold the address
+            setattr(module, name, buffer.copy_(before))
 
 
 def has_line_positions(decoder: Any) -> bool:

@@ -86,6 +86,23 @@ def test_outside_of_no_grad(name):
     assert all(torch.equal(a[0], b[0]) for a, b in zip(kept, expected.kept, strict=True))
 
 
+@pytest.mark.parametrize("name", ["expected_attention", "laq"])
+def test_rotations_that_grow_with_the_prompt_are_left_as_they_were(name):
+    """Oracle: the run without vtprune; dynamic rotations remember the longest sequence that they were asked for."""
+    runs = []
+    for wrapped in (False, True):
+        model, inputs = tiny.build("llava"), tiny.batch("llava", "one")
+        text = tiny.text_model(model)
+        text.config.rope_parameters |= {"rope_type": "dynamic", "factor": 2.0}
+        text.config.max_position_embeddings = 16
+        text.rotary_emb = type(text.rotary_emb)(text.config)
+        if wrapped:
+            vtprune.wrap(model, name, keep_ratio=1.0)
+        runs.append((answer(model, inputs), int(text.rotary_emb.max_seq_len_cached)))
+    assert_same(runs[1][0], runs[0][0], 0)
+    assert runs[1][1] == runs[0][1] > 16
+
+
 @pytest.mark.parametrize("name", NAMES)
 def test_wrong_budgets_are_told(name):
     wrong = [

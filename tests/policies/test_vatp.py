@@ -16,10 +16,10 @@ def paid(hand: ByHand, layer: int, queries: int | None = None) -> torch.Tensor:
     return grouped(rows.sum(1), hand.heads)
 
 
-def score(hand: ByHand, layer: int, size, sinks: int = SINKS, queries: int | None = None) -> torch.Tensor:
+def score(hand: ByHand, layer: int, size, sink_len: int = SINKS, queries: int | None = None) -> torch.Tensor:
     """(H_kv, N): size is a function of the values (H_kv, S, d)."""
     out = paid(hand, layer, queries) * size(hand.values[layer])
-    out[:, :sinks] = torch.inf
+    out[:, :sink_len] = torch.inf
     return out[:, hand.visual]
 
 
