@@ -416,7 +416,8 @@ def test_checking_a_target_leaves_nothing_behind_and_nothing_changed(tmp_path, p
     [
         (
             ["polices"],
-            "unknown command 'polices'; did you mean 'policies'? commands: run, demo, bench, policies, families",
+            "unknown command 'polices'; did you mean 'policies'? commands: run, demo, bench, cache-profile, "
+            "policies, families",
         ),
         (["policies", "fastvv"], "unknown policy 'fastvv'; did you mean 'fastv'?"),
         (["--bogus"], "COMMAND"),
@@ -501,7 +502,9 @@ def test_families(capsys):
     assert all(f"\n{name} " in out for name in FAMILIES)
 
 
-@pytest.mark.parametrize("argv", [["--help"], ["run", "--help"], ["policies", "--help"], ["families", "--help"]])
+@pytest.mark.parametrize(
+    "argv", [["--help"], ["run", "--help"], ["cache-profile", "--help"], ["policies", "--help"], ["families", "--help"]]
+)
 def test_help(argv, capsys):
     assert main(argv) == 0
     out, err = capsys.readouterr()

@@ -75,6 +75,8 @@ class CacheProfile:
             told = json.loads(Path(path).read_text(encoding="utf-8"))
         except FileNotFoundError:
             raise ValueError(f"there is no file {path}; make it with `vtprune cache-profile`") from None
+        except OSError as error:
+            raise ValueError(f"{path} cannot be read: {error.strerror or error}") from None
         except (UnicodeDecodeError, json.JSONDecodeError) as error:
             raise ValueError(f"{what}: {error}") from None
         if not isinstance(told, dict) or told.pop("vtprune_cache_profile", None) != VERSION:
@@ -82,12 +84,25 @@ class CacheProfile:
         try:
             dropped = {int(layer): float(fraction) for layer, fraction in told.pop("dropped").items()}
             profile = CacheProfile(**told, dropped=dropped)
-        except (AttributeError, KeyError, TypeError, ValueError) as error:
+        except (AttributeError, KeyError, TypeError, ValueError, OverflowError) as error:
             raise ValueError(f"{what}: {error}") from None
         profile._check_values(what)
         return profile
 
+    def of(self, layers: Iterable[int]) -> list[float]:
+        """What these layers drop. Raises ValueError where the profile says nothing of one."""
+        layers = list(layers)
+        missing = [layer for layer in layers if layer not in self.dropped]
+        if missing:
+            raise ValueError(
+                f"this profile says nothing of layer {missing[0]}, whose cache can be evicted from: measure one with "
+                "`vtprune cache-profile`"
+            )
+        return [self.dropped[layer] for layer in layers]
+
     def _check_values(self, what: str) -> None:
+        if not self.dropped:
+            raise ValueError(f"{what}: it says nothing of any layer")
         for layer, fraction in self.dropped.items():
             if not (isinstance(self.depth, int) and 0 <= layer < self.depth and 0 <= fraction < 1):
                 raise ValueError(

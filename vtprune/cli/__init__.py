@@ -1,4 +1,4 @@
-"""The command line: ``vtprune run``, ``demo``, ``bench``, ``policies``, ``families``, ``sinks``.
+"""The command line: ``vtprune run``, ``demo``, ``bench``, ``cache-profile``, ``policies``, ``families``, ``sinks``.
 
 A command is a module with ``HELP`` (one line), ``arguments(parser)`` and ``run(arguments) -> int`` (the exit code),
 named in ``COMMANDS``; it may import whatever is heavy inside ``run`` only.
@@ -19,6 +19,7 @@ COMMANDS = {
     "run": "vtprune.cli.run",
     "demo": "vtprune.cli.demo",
     "bench": "vtprune.cli.bench",
+    "cache-profile": "vtprune.cli.cache_profile",
     "policies": "vtprune.cli.policies",
     "families": "vtprune.cli.families",
     "sinks": "vtprune.cli.sinks",

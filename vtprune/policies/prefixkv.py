@@ -42,9 +42,10 @@ class PrefixKV(CachePolicy):
 
     def __post_init__(self):
         if self.profile is not None:
-            if self.keep_ratio is not None or self.n_keep is not None:
-                raise ValueError("a profile says how much each layer keeps; give it, or keep_ratio or n_keep, not both")
             self.profile = self.profile if isinstance(self.profile, CacheProfile) else CacheProfile.load(self.profile)
+            # copies of a policy are given what it found
+            if self.keep_ratio not in (None, self.profile.keep_ratio) or self.n_keep is not None:
+                raise ValueError("a profile says how much each layer keeps; give it, or keep_ratio or n_keep, not both")
             self.keep_ratio = self.profile.keep_ratio
         super().__post_init__()
         check_choices(self, {"search": ("exact", "published")})
@@ -64,7 +65,7 @@ class PrefixKV(CachePolicy):
     def counts(self, prompt: CachedPrompt) -> Sequence[int]:
         sizes = [len(layer) for layer in prompt.layers]
         if self.profile is not None:
-            dropped = counts_of([self.profile.dropped[layer.index] for layer in prompt.layers], sizes)
+            dropped = counts_of(self.profile.of(layer.index for layer in prompt.layers), sizes)
         elif min(sizes) == 0:
             return super().counts(prompt)
         else:
