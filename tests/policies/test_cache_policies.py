@@ -71,6 +71,8 @@ def test_budgets(name):
             alone = kept_by(model, tiny.collate("qwen2_5_vl", [sample]), name, **asked, **options)
             assert all(torch.equal(one[0], whole[b]) for one, whole in zip(alone.kept, together.kept, strict=True))
             n = together.before[0][b]
+            if name == "zipvl_cache" and not asked:
+                continue  # without a budget it finds its own
             wanted = 4 * asked["n_keep"] if "n_keep" in asked else round(n * asked.get("keep_ratio", 0.5) * 4)
             assert sum(layer[b] for layer in together.after) == max(4, wanted)
 

@@ -42,10 +42,13 @@ class PrefixKV(CachePolicy):
 
     def __post_init__(self):
         if self.profile is not None:
+            said = "a profile says how much each layer keeps; give it, or keep_ratio or n_keep, not both"
+            if self.n_keep is not None:
+                raise ValueError(said)
             self.profile = self.profile if isinstance(self.profile, CacheProfile) else CacheProfile.load(self.profile)
             # copies of a policy are given what it found
-            if self.keep_ratio not in (None, self.profile.keep_ratio) or self.n_keep is not None:
-                raise ValueError("a profile says how much each layer keeps; give it, or keep_ratio or n_keep, not both")
+            if self.keep_ratio not in (None, self.profile.keep_ratio):
+                raise ValueError(said)
             self.keep_ratio = self.profile.keep_ratio
         super().__post_init__()
         check_choices(self, {"search": ("exact", "published")})
