@@ -137,8 +137,9 @@ def test_a_policy_with_a_profile_can_be_changed():
         with vtprune.options(model, profile=None, keep_ratio=0.5):
             tiny.greedy(model, inputs, 1)
             assert sum(layer[0] for layer in report.last.cached.after) == 32
-        with pytest.raises(ValueError, match="not both"), vtprune.options(model, keep_ratio=0.5):
-            pass
+        for budget in ({"keep_ratio": 0.5}, {"n_keep": 3}):
+            with pytest.raises(ValueError, match="not both"), vtprune.options(model, **budget):
+                pass
 
 
 # -------------------------------------------------------------------------------------------------- the command line

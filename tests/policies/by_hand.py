@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache, partial
 
 import torch
@@ -54,43 +54,56 @@ def read(family: str, kind: str, b: int) -> ByHand:
 
 
 def read_sample(family: str, sample: tiny.Sample) -> ByHand:
-    model, inputs, normed = eager_of(family), tiny.collate(family, [sample]), {}
-    text = tiny.text_model(model)
+    model, inputs = eager_of(family), tiny.collate(family, [sample])
+    with inputs_of_attention(model) as normed:
+        out = tiny.greedy(model, inputs, 1, output_attentions=True)
+    hand = read_out(model, inputs, out, normed)
+    if not hasattr(tiny.text_model(model).layers[hand.layers[0]].self_attn, "expand_kv"):
+        return hand
+    # what lies there are latents; heads are made of them in every step
+    with heard(model_of(family)) as asked:
+        tiny.greedy(model_of(family), inputs, 1)
+    keys, values = ({i: asked[i][0][which][0] for i in hand.layers} for which in (1, 2))
+    return replace(hand, keys=keys, values=values)
+
+
+@contextmanager
+def inputs_of_attention(model: nn.Module) -> Iterator[dict[int, Tensor]]:
+    """By layer (S, D) what attention was given for the one sample of the last forward inside the block."""
+    normed = {}
 
     def listen(i: int, module: nn.Module, args: tuple, kwargs: dict) -> None:
         normed[i] = (args[0] if args else kwargs["hidden_states"])[0]
 
     hooks = [
         layer.self_attn.register_forward_pre_hook(partial(listen, i), with_kwargs=True)
-        for i, layer in enumerate(text.layers)
+        for i, layer in enumerate(tiny.text_model(model).layers)
         if hasattr(layer, "self_attn")
     ]
     try:
-        out = tiny.greedy(model, inputs, 1, output_attentions=True)
+        yield normed
     finally:
         for hook in hooks:
             hook.remove()
+
+
+def read_out(model: nn.Module, inputs: tiny.Batch, out, normed: dict[int, Tensor]) -> ByHand:
+    """One prompt, or the last turn of one: ``generate``'s ``out`` of one token with attention."""
+    text, family = tiny.text_model(model), inputs.family
     layers = [i for i in sorted(normed) if kind_of(model, i) not in ("sliding_attention", "chunked_attention")]
     layers = [i for i in layers if not getattr(text.layers[i].self_attn, "is_kv_shared_layer", False)]
     held = out.past_key_values.layers
-    stored = {i: (layer.keys, layer.values) for i, layer in enumerate(held) if getattr(layer, "keys", None) is not None}
-    heads = stored[layers[0]][0].shape[1]
-    if hasattr(text.layers[layers[0]].self_attn, "expand_kv"):
-        # what lies there are latents; heads are made of them in every step
-        with heard(model_of(family)) as asked:
-            tiny.greedy(model_of(family), inputs, 1)
-        stored = {i: asked[i][0][1:] for i in asked}
     shift = getattr(tiny.base_model(model), "rope_deltas", None) if tiny.has_mrope(family) else None
     first = 1 if family == "paligemma" else 0
     return ByHand(
         {i: one[0] for i, one in zip(sorted(normed), out.attentions[0], strict=True)},
-        {i: stored[i][0][0] for i in layers},
-        {i: stored[i][1][0] for i in layers},
+        {i: held[i].keys[0] for i in layers},
+        {i: held[i].values[0] for i in layers},
         normed,
         tiny.visual(inputs)[0].nonzero().flatten(),
         inputs["input_ids"].shape[1] + first + (0 if shift is None else int(shift)),
         layers,
-        heads,
+        held[layers[0]].keys.shape[1],
     )
 
 

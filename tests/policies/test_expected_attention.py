@@ -62,7 +62,9 @@ def score(family: str, hand: ByHand, layer: int, count: int, sink: int, covarian
     queries, keys, values = queries_to_come(family, hand, layer, count), hand.keys[layer], hand.values[layer]
     share, late = len(queries) // len(keys), range(sink, keys.shape[1])
     out = torch.zeros(len(keys), keys.shape[1], dtype=torch.float64)
-    for head, query in enumerate(queries[:, sink:]):
+    # in a later turn the sinks are keys of an earlier one
+    skip = max(0, sink - (keys.shape[1] - queries.shape[1]))
+    for head, query in enumerate(queries[:, skip:]):
         mean, centred = query.mean(0), query - query.mean(0)
         expected = []
         for key in keys[head // share, sink:]:

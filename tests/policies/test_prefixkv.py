@@ -7,9 +7,8 @@ import torch
 
 import vtprune
 from tests import tiny
-from tests.evicted import EvictByMass, EvictedColumns, stays
 from tests.masked import model_of
-from tests.policies.by_hand import ByHand, assert_kept, best, eager_of, everywhere, kept_by, read
+from tests.policies.by_hand import ByHand, assert_kept, best, everywhere, kept_by, read
 from tests.policies.contract import samples_of
 from vtprune.blocks.probe_rows import Probes
 from vtprune.policies.prefixkv import PrefixKV
@@ -103,41 +102,6 @@ def test_the_last_queries_and_drawn_ones_vote():
     assert all(torch.equal(a[0], b[0]) for a, b in zip(together.kept, found.kept, strict=True)), "drawn by the prompt"
 
 
-@pytest.mark.parametrize("heads", ["all", "kv"])
-def test_a_picture_in_a_second_turn(heads):
-    """Oracle: eager attention of the second turn at full length, where what the first turn evicted is hidden."""
-    model, eager, inputs = model_of("llava"), eager_of("llava"), tiny.batch("llava", "one")
-    watched = {}
-
-    class Noting(EvictByMass):
-        def watch(self, layer):
-            watched[layer.index] = layer
-            return super().watch(layer)
-
-    def turns(model, between, **more):
-        first = tiny.greedy(model, inputs, 3)
-        between()
-        turn = tiny.new_turn("llava", model, inputs, first.sequences, True)
-        return turn, tiny.greedy(model, turn, 1, past_key_values=first.past_key_values, **more)
-
-    hidden = []
-    with vtprune.pruned(model, Noting(heads=heads)) as report:
-        turns(model, lambda: hidden.append(stays(model)))
-        second = report.last.cached
-    with EvictedColumns(eager, hidden):
-        turn, out = turns(eager, lambda: None, output_attentions=True)
-    start = inputs["input_ids"].shape[1]
-    visual = tiny.visual(turn)[0].clone()
-    visual[:start] = False
-    groups = 1 if heads == "all" else 2
-    for i, layer in enumerate(second.layers):
-        rows = out.attentions[0][layer][0]
-        paid = torch.stack([part.mean(0).sum(0) for part in rows.split(len(rows) // groups)])
-        found = second.kept[i][0].view(groups, -1)
-        assert torch.equal(found, best(paid[:, visual], found.shape[1]))
-    assert len(watched[0].slots) == int(visual.sum())
-
-
 # ------------------------------------------------------------------------------------------------------------ options
 
 
@@ -150,7 +114,6 @@ def test_a_picture_in_a_second_turn(heads):
         ({"queries": 0}, "queries is an integer of 1 or more or None; got 0"),
         ({"search": "fast"}, "search is one of 'exact', 'published'; got 'fast'"),
         ({"profile": "no.json"}, "there is no file no.json; make it with `vtprune cache-profile`"),
-        ({"profile": "no.json", "n_keep": 2}, "a profile says how much each layer keeps"),
     ],
 )
 def test_wrong_options_are_told(options, said):

@@ -60,6 +60,7 @@ def expected_attention(
     *,
     scale: float | None = None,
     n_sink: int = N_SINK,
+    skip: int | None = None,
     covariance: bool = True,
     epsilon: float = 0.0,
 ) -> Tensor:
@@ -67,11 +68,12 @@ def expected_attention(
 
     The queries are taken for Gaussian, of the mean and covariance of those given, rotated.
 
-    queries:    (H, M, d) of the prompt after norms, NOT rotated, the first ``n_sink`` of which are left out.
+    queries:    (H, M, d) of the prompt after norms, NOT rotated, the first ``skip`` of which are left out.
     keys:       (H_kv, N, d) rotated. values: (H_kv, N, d_v), or None for no factor |v|. No padding among them.
     rotation:   (d, d), see ``mean_rotation``; None where the queries are means of rotated ones already.
     scale:      on q . k; d ** -0.5 if None.
     n_sink:     how many first keys are left out of the softmax and get the largest score + 1.
+    skip:       ``n_sink`` if None; fewer where keys of an earlier turn stand before the queries.
     covariance: False: only the mean query counts.
     Raises ValueError for shapes that do not fit, or where no query is left.
     """
@@ -80,13 +82,14 @@ def expected_attention(
     if heads % groups or keys.shape[2] != d or tuple(rotation.shape) != (d, d):
         shapes = ", ".join(str(tuple(t.shape)) for t in (queries, keys, rotation))
         raise ValueError(f"queries are (H, M, d), keys (H_kv, N, d), H_kv divides H, rotation (d, d); got {shapes}")
-    if m <= n_sink:
-        raise ValueError(f"the first {n_sink} queries are left out, and there are only {m}: lower n_sink")
+    skip = n_sink if skip is None else skip
+    if m <= skip:
+        raise ValueError(f"the first {skip} queries are left out, and there are only {m}: lower n_sink")
     scale, share, turn = d**-0.5 if scale is None else scale, heads // groups, rotation.float()
     late, out = keys[:, n_sink:].float(), torch.zeros(groups, max(0, n - n_sink), device=keys.device)
     # head by head: a prompt's keys times a covariance are as large as the keys
     for head in range(heads):
-        query, key = queries[head, n_sink:].float(), late[head // share]
+        query, key = queries[head, skip:].float(), late[head // share]
         mean = query.mean(0)
         logit = scale * (key @ (turn @ mean))
         if covariance:

@@ -45,12 +45,15 @@ class ExpectedAttention(CachePolicy):
 
     def score(self, layer: CachedLayer) -> Tensor:
         queries, keys = layer.queries_ahead(self.n_future), layer.keys
+        now = queries.shape[1]
         score = expected_attention(
             queries,
             keys,
             layer.values if self.value_norm else None,
             scale=layer.scale,
-            n_sink=min(self.n_sink, queries.shape[1] - 1),
+            n_sink=self.n_sink,
+            # of those of this forward, which may be a later turn
+            skip=min(max(0, self.n_sink - (keys.shape[1] - now)), now - 1),
             covariance=self.covariance,
         )[:, layer.slots]
         return score.mean(0) if self.heads == "all" or layer.shared else score
