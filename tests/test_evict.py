@@ -120,6 +120,7 @@ def test_a_static_cache_is_a_dynamic_cache(family, kind, policy):
         held = report.last.cached.after
         got = answer(model, inputs, cache_implementation="static")
         assert report.last.cached.after == held
+        assert report.kv_bytes == report.kv_bytes_padded[0] or family == "gemma3"  # which has windows
         assert_same(got, expected, 1e-5)
         assert_same(answer(model, inputs, cache_implementation="static"), expected, 1e-5)
 
