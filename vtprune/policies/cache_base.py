@@ -4,13 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import ClassVar, get_args
 
 from torch import Tensor
 
 from vtprune.cache_scores.keep import keep_best
+from vtprune.cache_scores.value_weight import Weighing, weigh
 from vtprune.cached import CachedLayer, CachedPrompt, CachedSlots, Eviction, Evictions
 from vtprune.policies.base import check_how_many
+
+WEIGHINGS = get_args(Weighing)
+"""What ``value_weighting`` may be."""
 
 
 @dataclass
@@ -70,6 +74,17 @@ class CachePolicy:
     @staticmethod
     def _best(layer: CachedSlots, score: Tensor | None, count: int) -> Tensor:
         return layer.rows[:0] if score is None else keep_best(score, count)
+
+
+def weighed(layer: CachedLayer, attention: Tensor, how: str) -> Tensor:
+    """(G, S) attention (G, S) that keys got, weighed by their values; see ``vtprune.cache_scores.value_weight``."""
+    if how == "none":
+        return attention
+    values = layer.values
+    weight = layer.output_weight if how == "l1_WoV" else None
+    each = weigh(attention.expand(len(values), -1), values, how, w_o=weight)
+    # one row for all heads, or for what latent attention stores, whose values are apart
+    return each if len(attention) == len(values) else each.mean(0, keepdim=True)
 
 
 def level(sizes: Sequence[int], total: int) -> list[int]:

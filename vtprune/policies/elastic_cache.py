@@ -17,7 +17,7 @@ from vtprune.blocks.probe_rows import ALL, Probes
 from vtprune.cache_scores.elastic import Merging, merge_anchors, nearest_anchor
 from vtprune.cached import CachedLayer, CachedPrompt, Eviction
 from vtprune.policies.base import check_choices, register
-from vtprune.policies.cache_base import CachePolicy
+from vtprune.policies.cache_base import WEIGHINGS, CachePolicy, weighed
 from vtprune.policies.checks import check_index
 
 
@@ -30,19 +30,21 @@ class ElasticCache(CachePolicy):
              mean; "nearest_anchor": both, as published; "none": what is evicted is gone.
     queries: None: all queries of the prompt vote, as published; a number: the last so many, and as many of the others,
              drawn by the prompt.
+    value_weighting: by what of the values the votes are multiplied, as with "vatp": "none", "l1_v", "caote" and others.
     """
 
     merge: str = "value_only"
     queries: int | None = None
+    value_weighting: str = "none"
 
     def __post_init__(self):
         super().__post_init__()
         check_index("queries", self.queries, optional=True)
-        check_choices(self, {"merge": (*get_args(Merging), "none")})
+        check_choices(self, {"merge": (*get_args(Merging), "none"), "value_weighting": WEIGHINGS})
 
     def score(self, layer: CachedLayer) -> Tensor:
         probes = ALL if self.queries is None else Probes(self.queries, self.queries)
-        return layer.received("all", probes)[0, layer.slots]
+        return weighed(layer, layer.received("all", probes), self.value_weighting)[0, layer.slots]
 
     def eviction(self, prompt: CachedPrompt, i: int, keep: Tensor) -> Eviction:
         slots = prompt.layers[i].slots

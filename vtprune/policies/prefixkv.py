@@ -18,7 +18,7 @@ from vtprune.cache_profile import CacheProfile
 from vtprune.cache_scores.prefix import PUBLISHED_TOLERANCE, counts_of, prefix_drops
 from vtprune.cached import CachedLayer, CachedPrompt
 from vtprune.policies.base import check_choices, register
-from vtprune.policies.cache_base import CachePolicy
+from vtprune.policies.cache_base import WEIGHINGS, CachePolicy, weighed
 from vtprune.policies.checks import check_index
 from vtprune.tokens import ModelFacts
 
@@ -30,6 +30,7 @@ class PrefixKV(CachePolicy):
 
     queries: None: all queries of the prompt vote, as published; a number: the last so many, and as many of the others,
              drawn by the prompt, which is all that long prompts can afford.
+    value_weighting: by what of the values the votes are multiplied, as with "vatp": "none", "l1_v", "caote" and others.
     search:  "exact": the layers drop together what was asked for. "published": the publication's bisection, which ends
              a few tokens off and rounds down.
     profile: instead of a search for every prompt, what each layer dropped on average in others: a file that
@@ -37,6 +38,7 @@ class PrefixKV(CachePolicy):
     """
 
     queries: int | None = None
+    value_weighting: str = "none"
     search: str = "exact"
     profile: str | PathLike | CacheProfile | None = None
 
@@ -51,7 +53,7 @@ class PrefixKV(CachePolicy):
                 raise ValueError(said)
             self.keep_ratio = self.profile.keep_ratio
         super().__post_init__()
-        check_choices(self, {"search": ("exact", "published")})
+        check_choices(self, {"search": ("exact", "published"), "value_weighting": WEIGHINGS})
         check_index("queries", self.queries, optional=True)
 
     def fitted(self, facts: ModelFacts) -> PrefixKV:
@@ -63,7 +65,7 @@ class PrefixKV(CachePolicy):
     def score(self, layer: CachedLayer) -> Tensor:
         """(N,) the attention that every visual token got, mean over heads, summed over queries."""
         probes = ALL if self.queries is None else Probes(self.queries, self.queries)
-        return layer.received("all", probes)[0, layer.slots]
+        return weighed(layer, layer.received("all", probes), self.value_weighting)[0, layer.slots]
 
     def counts(self, prompt: CachedPrompt) -> Sequence[int]:
         sizes = [len(layer) for layer in prompt.layers]

@@ -15,7 +15,7 @@ from torch import Tensor
 from vtprune.blocks.probe_rows import Probes
 from vtprune.cached import HEADS, CachedLayer
 from vtprune.policies.base import check_choices, register
-from vtprune.policies.cache_base import CachePolicy
+from vtprune.policies.cache_base import WEIGHINGS, CachePolicy, weighed
 from vtprune.policies.checks import check_index
 
 
@@ -26,17 +26,19 @@ class SnapKV(CachePolicy):
 
     window: how many of the last queries vote, at most.
     pool:   how many neighbours a score is the mean of, odd; 1 for none.
+    value_weighting: by what of the values the votes are multiplied, as with "vatp": "none", "l1_v", "caote" and others.
     heads:  "kv": every key head keeps its own tokens, as published; "all": one set for a layer.
     """
 
     window: int = 64
     pool: int = 5
+    value_weighting: str = "none"
     heads: str = "kv"
 
     def __post_init__(self):
         super().__post_init__()
         check_index("window", self.window)
-        check_choices(self, {"heads": HEADS})
+        check_choices(self, {"heads": HEADS, "value_weighting": WEIGHINGS})
         if isinstance(self.pool, bool) or not isinstance(self.pool, int) or self.pool < 1 or self.pool % 2 == 0:
             raise ValueError(f"pool is an odd number of neighbours, 1 or more; got {self.pool!r}")
 
@@ -44,7 +46,7 @@ class SnapKV(CachePolicy):
         n = layer.keys.shape[1]
         behind = n - 1 - int(layer.slots[-1])
         window = min(self.window, behind) if behind else min(self.window, n)
-        mean = layer.received(self.heads, Probes(window, 0)) / window
+        mean = weighed(layer, layer.received(self.heads, Probes(window, 0)) / window, self.value_weighting)
         pooled = F.avg_pool1d(mean[:, : n - window] if behind else mean, self.pool, stride=1, padding=self.pool // 2)
         score = pooled[:, layer.slots]
         return score[0] if self.heads == "all" else score

@@ -8,15 +8,13 @@ the prompt has been read; a key head of several query heads takes the mean of th
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import get_args
 
 from torch import Tensor
 
 from vtprune.blocks.probe_rows import ALL, Probes
-from vtprune.cache_scores.value_weight import Weighing, weigh
 from vtprune.cached import HEADS, CachedLayer
 from vtprune.policies.base import check_choices, register
-from vtprune.policies.cache_base import CachePolicy
+from vtprune.policies.cache_base import WEIGHINGS, CachePolicy, weighed
 from vtprune.policies.checks import check_index
 
 
@@ -40,18 +38,14 @@ class VATP(CachePolicy):
     def __post_init__(self):
         super().__post_init__()
         check_index("queries", self.queries, optional=True)
-        check_choices(self, {"heads": HEADS, "value_weighting": get_args(Weighing)})
+        check_choices(self, {"heads": HEADS, "value_weighting": WEIGHINGS})
         if isinstance(self.sink_len, bool) or not isinstance(self.sink_len, int) or self.sink_len < 0:
             raise ValueError(f"sink_len is a number of first tokens, 0 or more; got {self.sink_len!r}")
 
     def score(self, layer: CachedLayer) -> Tensor:
         probes = ALL if self.queries is None else Probes(self.queries, 0)
-        attention, values = layer.received("kv", probes), layer.values
-        # what latent attention stores is for all heads, whose values are apart
-        attention = attention.expand(len(values), -1)
-        weight = layer.output_weight if self.value_weighting == "l1_WoV" else None
-        score = weigh(attention, values, self.value_weighting, w_o=weight)
+        score = weighed(layer, layer.received("kv", probes), self.value_weighting).clone()
         if self.sink_len:
             score[:, : self.sink_len] = float("inf")
         score = score[:, layer.slots]
-        return score.mean(0) if self.heads == "all" or layer.shared else score
+        return score.mean(0) if self.heads == "all" else score
