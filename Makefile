@@ -13,6 +13,7 @@
 #   make bench-engine      the engine's benchmark; its options in ARGS="..."
 #   make bench-policies    how long each policy takes to select; its options in ARGS="..."
 #   make bench-video       clips, few frames or many, pruned: answers and times; its options in ARGS="..."
+#   make bench-decode      what policies of the KV cache save while decoding and cost in answers; its options in ARGS
 #   make bench-kernels     each operation of vtprune_kernels against plain torch and the machine's limit; ARGS="..."
 #   make clean             removes the environment and what was built
 #
@@ -43,7 +44,7 @@ ARGS ?=
 RUN := "$(VENV)/bin/python"
 INSTALL := $(RUN) -m pip install --disable-pip-version-check $(PIP_FLAGS) $(if $(CONSTRAINTS),-c "$(CONSTRAINTS)") $(TORCH)
 
-.PHONY: run demo test test-browser test-matrix test-lmms lint bench bench-report bench-engine bench-policies bench-video bench-kernels install install-test clean
+.PHONY: run demo test test-browser test-matrix test-lmms lint bench bench-report bench-engine bench-policies bench-video bench-decode bench-kernels install install-test clean
 
 run: install
 	"$(VENV)/bin/vtprune" run $(ARGS)
@@ -90,6 +91,9 @@ bench-policies: install
 bench-video: install
 	$(INSTALL) -e ".[bench,video]"
 	$(RUN) -m benchmarks.video $(ARGS)
+
+bench-decode: install
+	$(RUN) -m benchmarks.decode $(ARGS)
 
 bench-kernels: install-test
 	$(INSTALL) -e ".[bench]"

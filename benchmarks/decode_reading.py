@@ -32,14 +32,21 @@ class Memory:
 def read(model: nn.Module, inputs: Mapping[str, Tensor]) -> Memory:
     """Reads prompts, padded on the left. What a wrapped model evicts is gone then."""
     cache = DynamicCache(config=model.config.get_text_config())
-    output = model(**inputs, past_key_values=cache, use_cache=True, logits_to_keep=1)
-    mask = inputs["attention_mask"]
+    mask, more = inputs["attention_mask"], {}
+    if not _grids(model):
+        # a forward by itself would count what was padded
+        more["position_ids"] = (mask.cumsum(1) - 1).clamp(min=0)
+    output = model(**inputs, **more, past_key_values=cache, use_cache=True, logits_to_keep=1)
     places = mask.sum(1)
-    deltas = getattr(model.model, "rope_deltas", None)
-    if deltas is not None:
+    if _grids(model):
         # grids take fewer positions than tokens
-        places = places + deltas.flatten().to(places.device)
+        places = places + model.model.rope_deltas.flatten().to(places.device)
     return Memory(cache, places, None if mask.all() else mask, output.logits[:, -1].float())
+
+
+def _grids(model: nn.Module) -> bool:
+    """Whether positions have three coordinates."""
+    return hasattr(model.model, "rope_deltas")
 
 
 @torch.no_grad()
@@ -57,7 +64,7 @@ def along(model: nn.Module, memory: Memory, rows: Sequence[int], words: Sequence
     # what fills up the shorter ones comes last, where nothing looks back at it
     ids = torch.tensor([[*text, *[0] * (longest - len(text))] for text in words], device=index.device)
     places = memory.places[index][:, None] + torch.arange(longest, device=index.device)
-    more = {"position_ids": places.expand(3, -1, -1) if hasattr(model.model, "rope_deltas") else places}
+    more = {"position_ids": places.expand(3, -1, -1) if _grids(model) else places}
     if memory.mask is not None:
         more["attention_mask"] = torch.cat([memory.mask[index], memory.mask.new_ones(ids.shape)], 1)
     logits = model(input_ids=ids, past_key_values=cache, use_cache=True, **more).logits.float()

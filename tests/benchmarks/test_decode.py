@@ -127,8 +127,8 @@ def test_memory_counts_what_the_cache_holds(tiny, monkeypatch):
 # ------------------------------------------------------------------------------------------------------- answers
 
 
-def stock(model, processor, one, turn, question, history=()):
-    """A conversation in the model's template, as text, and what ``generate`` answers to it, unpruned."""
+def stock(processor, one, turn, question, history=()):
+    """A whole conversation in the model's template, as the inputs of one prompt."""
     content = [{"type": one.kind}]
     chat = [{"role": "user", "content": content}]
     if turn == "other":
@@ -138,20 +138,34 @@ def stock(model, processor, one, turn, question, history=()):
     else:
         content.append({"type": "text", "text": question.text})
     text = processor.apply_chat_template(chat, add_generation_prompt=True)
-    inputs = processor(text=[text], return_tensors="pt", **{f"{one.kind}s": [one.visual]})
-    return inputs, model.generate(**inputs)[0, inputs["input_ids"].shape[1] :].tolist()
+    return processor(text=[text], return_tensors="pt", **{f"{one.kind}s": [one.visual]})
+
+
+def new(inputs, output):
+    return output[0, inputs["input_ids"].shape[1] :].tolist()
 
 
 @pytest.mark.parametrize("turn", ["alone", "other", FIRST_TURN])
 @pytest.mark.parametrize("kind", ["image", "video"])
 def test_unpruned_answers_are_those_of_the_stock_path(embedded, kind, turn):
-    """Oracle: ``model.generate`` of the whole conversation, question by question, no cache and no batch of ours."""
+    """Oracle: one forward of the whole conversation, and ``model.generate`` of it, with no cache or batch of ours."""
     model, processor = embedded[kind]
     one = subject(kind, SEED)
     asked = Asked(model, processor, one, turn)
     history = greedy(model, read(model, asked.inputs), [0], [[]], asked.end, asked.most)[0] if turn == "other" else []
-    for question, answer in list(zip(one.questions, asked.reference[1], strict=True))[:3]:
-        assert stock(model, processor, one, turn, question, history)[1] == answer
+    memory, answers, logits = asked.reference
+    # the first questions differ in length, so that of one of them the prompt was padded
+    assert (memory.mask is not None and not memory.mask[:3].all()) == (turn == FIRST_TURN)
+    for question, answer, found in list(zip(one.questions, answers, logits, strict=True))[:3]:
+        inputs = stock(processor, one, turn, question, history)
+        assert new(inputs, model.generate(**inputs)) == answer
+        more = {"input_ids": torch.tensor([answer[:-1]]), "attention_mask": torch.ones(1, len(answer) - 1).long()}
+        if "mm_token_type_ids" in inputs:
+            more["mm_token_type_ids"] = torch.zeros(1, len(answer) - 1, dtype=torch.int32)
+        whole = {**inputs, **{name: torch.cat([inputs[name], value], 1) for name, value in more.items()}}
+        with torch.no_grad():
+            expected = model(**whole).logits[0, -len(answer) :]
+        torch.testing.assert_close(found, expected, atol=1e-4, rtol=1e-4)
     row = asked.unpruned()
     assert row["kl"] == [0.0] * len(one.questions) and set(row["same"]) == {"1"} and min(row["tokens"]) >= 2
 
@@ -165,13 +179,13 @@ def test_answers_on_a_cut_cache_are_those_of_generate(embedded, kind):
     row = asked.pruned(condition)
     right = []
     for question in one.questions:
-        inputs, _ = stock(model, processor, one, "alone", question)
+        inputs = stock(processor, one, "alone", question)
         with vtprune.pruned(model, condition.build(6)) as report, torch.no_grad():
             cache = DynamicCache(config=model.config.get_text_config())
             model(**asked.inputs, past_key_values=cache, use_cache=True)
             held = report.kv_bytes
             more = {name: inputs[name] for name in ("input_ids", "attention_mask")}
-            said = model.generate(**more, past_key_values=cache)[0, inputs["input_ids"].shape[1] :]
+            said = new(inputs, model.generate(**more, past_key_values=cache))
         right.append(processor.tokenizer.decode(said, skip_special_tokens=True).strip() == question.answer)
     assert row["right"] == "".join(str(int(hit)) for hit in right) and row["kv_bytes"] == held
     # so little is kept that it shows
