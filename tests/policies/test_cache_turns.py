@@ -29,8 +29,8 @@ SCORES = {
 """Options, and what is scored. Sinks reach into the second turn, of whose queries one is left out then."""
 
 
-def turns(model, between, **more):
-    inputs = tiny.collate(FAMILY, tiny.samples(FAMILY, "one"))
+def turns(model, between, kind="one", **more):
+    inputs = tiny.collate(FAMILY, tiny.samples(FAMILY, kind))
     first = tiny.greedy(model, inputs, 3)
     past = first.past_key_values.get_seq_length()
     between()
@@ -41,11 +41,17 @@ def turns(model, between, **more):
 
 @pytest.mark.parametrize("name", SCORES)
 def test_what_stays_of_a_later_picture(name):
-    """Oracle: eager attention at full length in both turns, where what the first turn evicted is hidden."""
+    """Oracle: eager attention at full length in both turns, where what the first turn evicted is hidden.
+
+    A batch of two with padding, and the first sample of it alone.
+    """
     (options, score), hidden = SCORES[name], []
     with vtprune.pruned(model_of(FAMILY), name, n_keep=7, **options) as report:
         turns(model_of(FAMILY), lambda: hidden.append(stays(model_of(FAMILY))))
         found = report.last.cached
+        turns(model_of(FAMILY), lambda: None, "ragged")
+        together = report.last.cached
+    assert all(torch.equal(one[0], both[0]) for one, both in zip(found.kept, together.kept, strict=True))
     eager = eager_of(FAMILY)
     with EvictedColumns(eager, hidden), inputs_of_attention(eager) as normed:
         turn, past, out = turns(eager, lambda: None, output_attentions=True)
