@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from os import PathLike
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -30,7 +30,7 @@ class CacheProfile:
     width: int
     policy: str
     keep_ratio: float
-    dropped: Mapping[int, float]
+    dropped: Mapping[int, float] = field(repr=False)
     prompts: int
 
     @staticmethod
