@@ -20,7 +20,7 @@ SCORES = {
     "elastic_cache": ({"merge": "none"}, lambda hand, i: mass(hand, i)),
     "snapkv": ({}, test_snapkv.score),
     "caote": ({}, test_caote.score),
-    "vatp": ({"sinks": 3}, lambda hand, i: test_vatp.score(hand, i, test_vatp.absolute, sinks=3)),
+    "vatp": ({"sink_len": 3}, lambda hand, i: test_vatp.score(hand, i, test_vatp.absolute, sink_len=3)),
     "expected_attention": (
         {"n_sink": SINK, "n_future": N_FUTURE, "heads": "all"},
         lambda hand, i: test_expected_attention.score(FAMILY, hand, i, N_FUTURE, SINK).mean(0),
