@@ -147,6 +147,16 @@ class Report:
         kept, merges = [r.kept[sample] for r in until], [r.merges[sample] for r in until]
         return kept_of(self.last.layout.rows[sample], self.last.offered[sample], kept, merges)
 
+    def kept_in_cache(self, sample: int = 0, layer: int = -1) -> list[Kept]:
+        """What stayed in the cache of the ``layer``-th layer that was evicted from, as ``kept``; in any key head of it."""
+        if not (self.last and self.last.cached):
+            raise ValueError(
+                "nothing was evicted yet: wrap with a policy of the cache, and generate with an image or video"
+            )
+        rows = self.last.cached.kept[layer][sample].unique()
+        kept, merges = [r.kept[sample] for r in self.sites], [r.merges[sample] for r in self.sites]
+        return kept_of(self.last.layout.rows[sample], self.last.offered[sample], [*kept, rows], [*merges, None])
+
     @property
     def kv_bytes(self) -> int | None:
         """Bytes of keys and values in the cache after the last prefill, measured; None without a cache."""

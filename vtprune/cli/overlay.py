@@ -39,12 +39,18 @@ def check_target(target: str, inputs: Sequence[str]) -> None:
 def draw_report(report: Report, visuals: Sequence[Visual], inputs: Mapping, processor, policy: str) -> Image.Image:
     """What was kept of every picture and clip, which are in prompt order, of the last prefill's only sample.
 
-    Of a picture what every site kept; of a clip a sheet of what is left after the last one, which shows all merges.
+    Of a picture what every site kept, and what stayed in the cache of the first, the middle and the last layer where some
+    was evicted; of a clip a sheet of what is left after the last one, which shows all merges.
     Raises ValueError where the processor cut the pictures into tiles that are images of their own, or no grid is known.
     """
     seen = seen_visuals(visuals, inputs, processor)
     by_site = [by_visual(report.kept(0, index), visuals) for index in range(len(report.sites))]
     names = [site_name(record.site) for record in report.sites]
+    if report.last.cached:
+        layers = report.last.cached.layers
+        for i in dict.fromkeys((0, len(layers) // 2, len(layers) - 1)):
+            by_site.append(by_visual(report.kept_in_cache(0, i), visuals))
+            names.append(f"cache of layer {layers[i]}")
     rows = []
     for index, visual in enumerate(visuals):
         kept = [site[index] for site in by_site]

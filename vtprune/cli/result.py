@@ -10,6 +10,7 @@ from vtprune.achieved import Achieved, in_words
 from vtprune.at_flops import AtFlops, uncounted
 from vtprune.cli.measure import Look, Times, agreement, middle, middle_ratio
 from vtprune.cli.policies import plain_value, shown
+from vtprune.records import IN_CACHE
 from vtprune.report import Report
 from vtprune.tokens import site_name
 
@@ -18,6 +19,10 @@ def pruned_numbers(look: Look, times: Times, report: Report) -> dict[str, Any]:
     """What was measured of the pruned model, and what its report computes (``*_predicted``, ``flops*``)."""
     before, after = report.tokens[0]
     sites = [{"site": site_name(one.site), "before": one.before[0], "after": one.after[0]} for one in report.sites]
+    if report.last.cached:
+        held = [sum(layer[0] for layer in counts) for counts in (report.last.cached.before, report.last.cached.after)]
+        before, after = (round(tokens / len(report.last.cached.layers)) for tokens in held)
+        sites.append({"site": f"{IN_CACHE}, mean of layers", "before": before, "after": after})
     return {
         "answer": look.answer,
         "visual_tokens": after,
