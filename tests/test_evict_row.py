@@ -66,6 +66,25 @@ def test_the_report_tells_prefill_and_decoding_apart():
     assert "25.0 % of visual keys and values" in said and "100.0 % of the decoder's FLOPs" in said
 
 
+@pytest.mark.parametrize("name", ["snapkv", "divprune >> prefixkv"])
+def test_what_stays_in_a_layer_is_told_by_place(name):
+    """Oracle: the record's rows, and the places of the grid."""
+    model, inputs = model_of("qwen2_5_vl"), tiny.batch("qwen2_5_vl", "ragged")
+    with vtprune.pruned(model, "divprune") as report:
+        tiny.greedy(model, inputs, 1)
+        with pytest.raises(ValueError, match="nothing was evicted yet"):
+            report.kept_in_cache()
+    with vtprune.pruned(model, name, keep_ratio=0.3) as report:
+        tiny.greedy(model, inputs, 2)
+        record, layout = report.last.cached, report.last.layout
+        for b, row in enumerate(layout.rows):
+            for i in (0, -1):
+                told = report.kept_in_cache(b, i)
+                rows = record.kept[i][b].unique()
+                assert torch.equal(torch.cat([one.rows for one in told]), rows)
+                assert torch.equal(torch.cat([one.coords for one in told]), row.coords[report.last.offered[b]][rows])
+
+
 def test_options_change_the_budget_for_a_call():
     """Oracle: a model wrapped with the other budget."""
     model, inputs = model_of("llava"), tiny.batch("llava", "ragged")

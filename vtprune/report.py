@@ -148,11 +148,9 @@ class Report:
         return kept_of(self.last.layout.rows[sample], self.last.offered[sample], kept, merges)
 
     def kept_in_cache(self, sample: int = 0, layer: int = -1) -> list[Kept]:
-        """What stayed in the cache of the ``layer``-th layer that was evicted from, as ``kept``; in any key head of it."""
+        """As ``kept``, what stayed in any key head of the ``layer``-th layer whose cache was evicted from."""
         if not (self.last and self.last.cached):
-            raise ValueError(
-                "nothing was evicted yet: wrap with a policy of the cache, and generate with an image or video"
-            )
+            raise ValueError("nothing was evicted yet; wrap with a policy of the cache and call model.generate(...)")
         rows = self.last.cached.kept[layer][sample].unique()
         kept, merges = [r.kept[sample] for r in self.sites], [r.merges[sample] for r in self.sites]
         return kept_of(self.last.layout.rows[sample], self.last.offered[sample], [*kept, rows], [*merges, None])

@@ -39,8 +39,8 @@ def check_target(target: str, inputs: Sequence[str]) -> None:
 def draw_report(report: Report, visuals: Sequence[Visual], inputs: Mapping, processor, policy: str) -> Image.Image:
     """What was kept of every picture and clip, which are in prompt order, of the last prefill's only sample.
 
-    Of a picture what every site kept, and what stayed in the cache of the first, the middle and the last layer where some
-    was evicted; of a clip a sheet of what is left after the last one, which shows all merges.
+    Of a picture what every site kept, and what stayed in the cache of the first, the middle and the last layer where
+    some was evicted; of a clip a sheet of what is left after the last of these, which shows all merges.
     Raises ValueError where the processor cut the pictures into tiles that are images of their own, or no grid is known.
     """
     seen = seen_visuals(visuals, inputs, processor)
