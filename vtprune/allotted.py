@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 import torch
 
+from vtprune.around import Around
 from vtprune.blocks.forecast import Forecast, at_ratio
 from vtprune.blocks.share import side_by_side
 from vtprune.part import part_of
@@ -16,7 +17,7 @@ from vtprune.tokens import ModelFacts, Selection, VisualTokens, site_name
 
 
 @dataclass
-class Allotted:
+class Allotted(Around):
     """Shares tokens out by one policy, and has another one choose them, in every frame or crop by itself.
 
     budget: a policy with ``allot``, which says how many tokens each frame or view of a sample keeps. Its own way to
@@ -46,14 +47,6 @@ class Allotted:
     @property
     def needs(self) -> frozenset[str]:
         return self.budget.needs | self.policy.needs
-
-    @property
-    def sites(self) -> tuple[float, ...]:
-        return tuple(self.policy.sites)
-
-    @property
-    def positions(self) -> str:
-        return getattr(self.policy, "positions", "original")
 
     @property
     def notes(self) -> tuple[str, ...]:

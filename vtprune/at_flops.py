@@ -10,6 +10,7 @@ from typing import Any, ClassVar
 
 from vtprune import flops
 from vtprune.allotted import Allotted
+from vtprune.around import Around
 from vtprune.blocks.forecast import at_ratio
 from vtprune.blocks.stages import pool_sizes
 from vtprune.cached import evicts
@@ -43,7 +44,7 @@ class _State:
 
 
 @dataclass
-class AtFlops:
+class AtFlops(Around):
     """Prunes with the largest keep_ratio whose prefill costs the decoder no more than was asked for.
 
     What is counted is what ``vtprune.flops`` counts of the decoder's layers, attention over the pairs that a causal
@@ -100,30 +101,6 @@ class AtFlops:
     def stages(self) -> tuple[Policy, ...]:
         """The policies that share the budget."""
         return self.policy.stages if isinstance(self.policy, Then) else (self.policy,)
-
-    @property
-    def needs(self) -> frozenset[str]:
-        return self.policy.needs
-
-    @property
-    def sites(self) -> tuple[float, ...]:
-        return tuple(self.policy.sites)
-
-    @property
-    def positions(self) -> str:
-        return getattr(self.policy, "positions", "original")
-
-    @property
-    def newlines(self) -> bool:
-        return getattr(self.policy, "newlines", False)
-
-    @property
-    def proportional(self) -> bool:
-        return getattr(self.policy, "proportional", False)
-
-    @property
-    def notes(self) -> tuple[str, ...]:
-        return tuple(getattr(self.policy, "notes", ()))
 
     # ---- one sample
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
+from vtprune.around import Around
 from vtprune.blocks.probe_mass import count_to_mass
 from vtprune.policies.base import Policy, best_of, ranks
 from vtprune.policies.checks import check_tau
@@ -11,7 +12,7 @@ from vtprune.tokens import ModelFacts, Selection, VisualTokens
 
 
 @dataclass
-class MassThreshold:
+class MassThreshold(Around):
     """Keeps, at every site of a policy, the best tokens by its scores until they hold a share tau of the scores' sum.
 
     policy: one that keeps the best by scores of 0 or more, such as attention (FastV, PyramidDrop, FasterVLM). Its own
@@ -33,26 +34,6 @@ class MassThreshold:
                 f"MassThreshold counts the scores of a policy that keeps the best by them; {_name(self.policy)} does "
                 "not choose so, or does not tell (ranked): take one such as fastv, fastervlm or pyramiddrop"
             )
-
-    @property
-    def needs(self) -> frozenset[str]:
-        return self.policy.needs
-
-    @property
-    def sites(self) -> tuple[float, ...]:
-        return tuple(self.policy.sites)
-
-    @property
-    def positions(self) -> str:
-        return getattr(self.policy, "positions", "original")
-
-    @property
-    def newlines(self) -> bool:
-        return getattr(self.policy, "newlines", False)
-
-    @property
-    def notes(self) -> tuple[str, ...]:
-        return tuple(getattr(self.policy, "notes", ()))
 
     def fitted(self, facts: ModelFacts) -> MassThreshold:
         """The policy fitted to the model."""

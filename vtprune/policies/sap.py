@@ -8,10 +8,12 @@ merged tokens. A grid that follows the budget (neither rate nor stride given) is
 """
 
 from dataclasses import dataclass, replace
+from typing import ClassVar
 
 import torch
 from torch import Tensor
 
+from vtprune.around import Around
 from vtprune.blocks.forecast import Forecast, at_ratio
 from vtprune.blocks.spatial_grid import fitting_stride, grid_first, on_grid, stride_of
 from vtprune.blocks.stages import is_index
@@ -24,7 +26,7 @@ NO_ROOM = "the budget of {} tokens has no room for a grid, so they were chosen b
 
 @register("sap")
 @dataclass
-class SpatialGridKeep:
+class SpatialGridKeep(Around):
     """Keeps, of every pool of a policy's tokens, a grid of every stride-th row and column, and the best by its scores.
 
     scorer:     the policy that scores and counts: one that keeps the best by scores, or its name.
@@ -38,6 +40,8 @@ class SpatialGridKeep:
     Raises ValueError for a scorer that does not tell its scores; when tokens are chosen, ValueError for a grid of a
     given rate or stride that is larger than the count, and NotImplementedError for one over tokens of unknown places.
     """
+
+    inner: ClassVar[str] = "scorer"
 
     scorer: str | Policy = "fastv"
     rate: float | None = None
@@ -61,26 +65,6 @@ class SpatialGridKeep:
             self.keep_ratio = getattr(self.scorer, "keep_ratio", None)
             self.n_keep = getattr(self.scorer, "n_keep", None)
         self.keep_ratio_is = keep_ratio_is(self.scorer)
-
-    @property
-    def needs(self) -> frozenset[str]:
-        return self.scorer.needs
-
-    @property
-    def sites(self) -> tuple[float, ...]:
-        return tuple(self.scorer.sites)
-
-    @property
-    def positions(self) -> str:
-        return getattr(self.scorer, "positions", "original")
-
-    @property
-    def newlines(self) -> bool:
-        return getattr(self.scorer, "newlines", False)
-
-    @property
-    def notes(self) -> tuple[str, ...]:
-        return tuple(getattr(self.scorer, "notes", ()))
 
     def fitted(self, facts: ModelFacts) -> "SpatialGridKeep":
         """The scorer fitted to the model."""
