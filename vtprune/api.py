@@ -49,8 +49,9 @@ def wrap(
     equalize:  where a later turn goes on from the states of linear layers, samples must keep equally many tokens: True
                lets shorter ones keep more, at even steps among what the policy dropped; False raises an error.
     strict:    False tries to detect the parts of a model whose family is unknown, warns, and tests itself.
-    sinks:     what becomes of visual attention sinks where a policy ranks by attention inside the LLM: "ignore",
-               "exclude" (attention to them counts nothing), "drop" or "keep"; as many tokens are kept in any case.
+    sinks:     what becomes of visual attention sinks where a policy ranks by attention inside the LLM or in its cache:
+               "ignore", "exclude" (attention to them counts nothing), "drop" or "keep"; as many tokens are kept in any
+               case.
     sink_detector: finds them; by default with the dimensions that were published for this model.
     Raises:    ValueError (unknown policy, wrong or impossible option, already wrapped), TypeError (not a policy,
                options beside an object), NotImplementedError (a family or decoder that cannot be pruned). If it raises,

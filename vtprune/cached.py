@@ -6,9 +6,11 @@ from collections.abc import Callable, MutableMapping, MutableSequence, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
+import torch
 from torch import Tensor
 
 from vtprune.blocks.probe_rows import ALL, Probes
+from vtprune.blocks.sinks import excluded
 
 HEADS = ("all", "kv")
 """Over which heads attention is averaged: "all" into one row, "kv" those that share a key head of the cache."""
@@ -33,16 +35,33 @@ class CachedSlots:
 
     The S keys are those of the sample's tokens, earlier turns first, in prompt order, without padding.
 
-    index: of the layer. slots: (N,) int64, ascending: which of the S keys are visual tokens of this forward; only these
-    may be evicted. rows: (N,) int64: which of the sample's visual tokens, counted before any pruning, these are.
+    index: of the layer.
+    slots: (N,) int64, ascending: which of the S keys are visual tokens of this forward; only they may be evicted.
+    rows:  (N,) int64: which of the sample's visual tokens, counted before any pruning, these are.
+    sinks: (N,) bool, which of them are attention sinks, where ``wrap`` was told what becomes of those, by
+           ``sink_mode``; None elsewhere, and in layers where sinks are not looked for yet.
     """
 
     index: int
     slots: Tensor
     rows: Tensor
+    sinks: Tensor | None = field(default=None, kw_only=True)
+    sink_mode: str = field(default="ignore", kw_only=True)
 
     def __len__(self) -> int:
         return len(self.slots)
+
+    def told(self, score: Tensor) -> Tensor:
+        """Scores (..., N) that rank the tokens as these do, but for sinks, of which the user has said what he wants."""
+        if self.sinks is None:
+            return score
+        sinks, n = self.sinks.to(score.device), len(self)
+        if self.sink_mode == "exclude":
+            return excluded(score, sinks)
+        # by ranks, for scores may be anything
+        order = score.sort(dim=-1, descending=True, stable=True).indices
+        ranks = torch.arange(n, 0, -1, device=score.device).expand(score.shape)
+        return torch.empty_like(order).scatter_(-1, order, ranks) + sinks * (n if self.sink_mode == "keep" else -n)
 
 
 @dataclass(frozen=True)

@@ -25,6 +25,7 @@ from vtprune.families.base import Family
 from vtprune.forward import CURRENT, Forward
 from vtprune.records import CacheRecord
 from vtprune.report import measured_bytes
+from vtprune.sinks import FIRST_LAYER
 from vtprune.stopwatch import Stopwatch
 
 if TYPE_CHECKING:
@@ -133,7 +134,7 @@ class Evictor:
         for b, places in enumerate(sight.places):
             rows = found[b, places]
             mine = (rows >= 0).nonzero().flatten()
-            slots.append(CachedSlots(index, mine, rows[mine]))
+            slots.append(CachedSlots(index, mine, rows[mine], **_sinks(forward, index, b)))
         watch, notes = getattr(forward.policy, "watch", None), []
         for b, one in enumerate(slots):
             look = watch is not None and len(one)
@@ -165,6 +166,7 @@ class Evictor:
             self._evict(forward.cache, watched, mine, forward.fresh)
         forward.laps.append(lap.stop(device))
         notes = list(dict.fromkeys(answer.note for answer in answers if answer is not None and answer.note))
+        notes += _of_sinks(forward.watched, kept)
         before = [[len(one) for one in watched.slots] for watched in forward.watched]
         return CacheRecord([watched.index for watched in forward.watched], before, kept, notes, forward.laps, held)
 
@@ -234,6 +236,28 @@ class Evictor:
                 _put(values[b], at, one.values)
         # whatever a head keeps was there for all later queries: one head's places tell as much as another's
         layer.shrink(index[:, 0], None if valid is None else valid.to(index.device), keys, values)
+
+
+def _sinks(forward: Forward, index: int, b: int) -> dict[str, Any]:
+    """Which visual tokens of sample ``b`` are attention sinks at the input of a layer, and what becomes of them."""
+    if forward.sinks is None or index < FIRST_LAYER:
+        return {}
+    hidden = forward.seen(forward.entering)[b]
+    found = forward.sinks.detector.find(hidden[forward.samples[b].visual.to(hidden.device)])
+    return {"sinks": found, "sink_mode": forward.sinks.mode}
+
+
+def _of_sinks(watched: Sequence[Watched], kept: Sequence[Sequence[Tensor]]) -> list[str]:
+    """How many sinks there were, and how many stay, in a sentence; nothing where none were looked for."""
+    total = left = 0
+    looked = False
+    for layer, rows in zip(watched, kept, strict=True):
+        for one, stay in zip(layer.slots, rows, strict=True):
+            if one.sinks is not None:
+                sinks, looked = one.rows[one.sinks].cpu(), True
+                total, left = total + len(sinks), left + int(torch.isin(sinks, stay).sum())
+    where = f"in the layers from {FIRST_LAYER} on, {total} visual tokens are sinks"
+    return [f"{where}, of which {left} were kept"] if looked else []
 
 
 def _held(layer) -> tuple[Tensor, Tensor | None, int]:

@@ -171,6 +171,7 @@ class Forward:
         self.position_ids: Tensor | None = None
         self.cache = None
         self.watched: list[Watched] = []
+        self.entering: Tensor | None = None
         self.laps: list[Stopwatch] = []
 
     def tokens(self) -> Tensor:

@@ -303,6 +303,7 @@ class Pruner:
                 self.sight.served(forward, site)
             if index in self.plan.inside:
                 forward.inside["residual"] = hidden
+            forward.entering = hidden
         narrowed = self.arguments.prefill(forward, index, hidden, bound)
         if narrowed is None:
             return self._hand_back(index, hidden, bound) if adds else None

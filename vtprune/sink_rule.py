@@ -154,10 +154,12 @@ def rule_for(model: nn.Module, family: Family, policy: Any, mode: str, detector:
 def _check_policy(policy: Any, mode: str, linear: frozenset[int]) -> None:
     """Raises ValueError for a policy that reads no decoder attention where sinks can be seen."""
     rows = [need for need in needed(policy) if need.kind == "rows"]
+    if evicts(policy) and getattr(policy, "obeys_sinks", False):
+        return
     if not rows and evicts(policy):
         raise ValueError(
-            f"sinks={mode!r} is about the tokens that go on through the LLM, and {policy} evicts from the cache, by "
-            f"scores of its own. Policies that rank by attention inside the LLM: {_ranking()}"
+            f"sinks={mode!r} changes what a CachePolicy's scores say of sinks, and {policy} evicts by something else. "
+            f"Policies that rank by attention inside the LLM: {_ranking()}"
         )
     if not rows and tuple(policy.sites) == (BEFORE_LLM,):
         raise ValueError(

@@ -96,6 +96,10 @@ class Then:
         return getattr(self.stages[-1], "glance", None)
 
     @property
+    def obeys_sinks(self) -> bool:
+        return getattr(self.stages[-1], "obeys_sinks", False)
+
+    @property
     def proportional(self) -> bool:
         return any(getattr(stage, "proportional", False) for stage in self.stages)
 

@@ -36,6 +36,8 @@ class CachePolicy:
     needs: ClassVar[frozenset[str]] = frozenset()
     sites: ClassVar[tuple[float, ...]] = ()
     keep_ratio_is: ClassVar[str] = "cache"
+    obeys_sinks: ClassVar[bool] = True
+    """Whether ``wrap(..., sinks=...)`` decides of sinks in its ranking."""
 
     def __post_init__(self):
         check_how_many(self.keep_ratio, self.n_keep)
@@ -73,7 +75,7 @@ class CachePolicy:
 
     @staticmethod
     def _best(layer: CachedSlots, score: Tensor | None, count: int) -> Tensor:
-        return layer.rows[:0] if score is None else keep_best(score, count)
+        return layer.rows[:0] if score is None else keep_best(layer.told(score), count)
 
 
 def weighed(layer: CachedLayer, attention: Tensor, how: str) -> Tensor:

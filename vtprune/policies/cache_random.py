@@ -1,6 +1,7 @@
 """Evicts visual keys and values by lot: what every other policy of the cache has to beat."""
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -19,6 +20,8 @@ class CacheRandom(CachePolicy):
     """
 
     seed: int = 0
+
+    obeys_sinks: ClassVar[bool] = False
 
     def __post_init__(self):
         super().__post_init__()

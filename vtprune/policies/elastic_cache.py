@@ -53,5 +53,10 @@ class ElasticCache(CachePolicy):
         keys, values = (part[:, slots.to(part.device)] for part in prompt.stored(i))
         # places in the prompt as it was, which are nearer than those of what pruning left
         owner = nearest_anchor(keep, len(slots), position=prompt.layers[i].rows)
+        layer = prompt.layers[i]
+        if layer.sinks is not None and layer.sink_mode == "drop":
+            gone = layer.sinks.clone()
+            gone[keep] = False
+            owner = owner.masked_fill(gone, -1)
         merged_keys, merged_values = merge_anchors(keys, values, keep, owner, self.merge)
         return Eviction(keep, merged_keys if self.merge == "nearest_anchor" else None, merged_values)
