@@ -101,10 +101,10 @@ def test_beams_take_their_states_along(family, sites, policy):
 
 @pytest.mark.parametrize("family", [pytest.param(f, marks=() if f in GENERATIONS else SLOW) for f in FAMILIES])
 def test_as_it_ships_it_is_off_by_what_padding_alone_changes(family):
-    """Oracle: the same, with transformers' own kernels in float32; at most 4 times as far as padding takes a model."""
+    """Oracle: the same, with transformers' own kernels in float32; at most 4 times as far as padding takes a model, with experts 8."""
     model, inputs = model_of(family), tiny.batch(family, "ragged")
     # as far off in 5.16, where padding takes this model a third as far
-    times = 4 if RELEASE >= (5, 23) else 12
+    times = (8 if "moe" in family else 4) if RELEASE >= (5, 23) else 12
     alone, allowed = Shortened(model, inputs), max(1e-5, times * floor(model, inputs))
     with vtprune.pruned(model, ByNorm((BEFORE_LLM, 3))):
         got, kept = tiny.greedy(model, inputs, 6), visible(model)
