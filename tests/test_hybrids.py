@@ -101,7 +101,8 @@ def test_beams_take_their_states_along(family, sites, policy):
 
 @pytest.mark.parametrize("family", [pytest.param(f, marks=() if f in GENERATIONS else SLOW) for f in FAMILIES])
 def test_as_it_ships_it_is_off_by_what_padding_alone_changes(family):
-    """Oracle: the same, with transformers' own kernels in float32; at most 4 times as far as padding takes a model, with experts 8."""
+    """Oracle: the same, with transformers' own kernels in float32; at most 4 times as far as padding takes a model, one
+    with experts 8 times."""
     model, inputs = model_of(family), tiny.batch(family, "ragged")
     # as far off in 5.16, where padding takes this model a third as far
     times = (8 if "moe" in family else 4) if RELEASE >= (5, 23) else 12
