@@ -7,6 +7,7 @@ from functools import cache
 
 import torch
 from torch import nn
+from transformers import CompileConfig
 
 import vtprune
 from tests import oracle, tiny
@@ -77,3 +78,17 @@ def assert_batch_of_two(family: str) -> None:
             return oracle.text_logits(model, inputs)
 
     oracle.assert_batch_equals_rows(run, family, tiny.samples(family, "ragged"), tiny.tolerance(family))
+
+
+def assert_one_graph(model: nn.Module, inputs: tiny.Batch, policy) -> None:
+    """Compiled decoding. Oracle: uncompiled tokens; dynamo's own counters say that no graph broke."""
+    with vtprune.pruned(model, policy):
+        expected = answer(model, inputs, 6)
+        torch._dynamo.reset()
+        torch._dynamo.utils.counters.clear()
+        config = CompileConfig(fullgraph=True, mode="default", backend="eager")
+        config._compile_all_devices = True
+        got = answer(model, inputs, 6, cache_implementation="static", compile_config=config)
+    assert torch.equal(got[0], expected[0])
+    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] >= 1
+    assert not torch._dynamo.utils.counters["graph_break"]

@@ -9,25 +9,12 @@ from transformers.models.llama.modeling_llama import LlamaAttention, LlamaRotary
 
 import vtprune
 from tests import oracle, tiny
+from tests.probe import Look
 from vtprune.attention import rotated_ones
 from vtprune.families.base import family_of
 from vtprune.signals import check_needs, parse
-from vtprune.tokens import Selection
 
 NEEDS = ("keys", "text_keys", "final_norm", "text_final_norm")
-
-
-class Look:
-    """Keeps the even rows, at two sites, and remembers the signals of every sample."""
-
-    sites = (1, 2)
-
-    def __init__(self, *needs):
-        self.needs, self.seen = frozenset(needs), []
-
-    def select(self, tokens):
-        self.seen.append((tokens, {name: tokens.signals[name] for name in tokens.signals}))
-        return Selection(torch.arange(0, len(tokens), 2))
 
 
 def columns_of(tokens, start):

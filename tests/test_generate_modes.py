@@ -6,11 +6,12 @@ from functools import cache
 
 import pytest
 import torch
-from transformers import CompileConfig, DynamicCache
+from transformers import DynamicCache
 
 import vtprune
 from tests import oracle, tiny
 from tests.fake_flash import flash, use_fake_flash  # noqa: F401 (a fixture)
+from tests.masked import assert_one_graph
 from tests.probe import ByNorm, answer, visible
 from vtprune import BEFORE_LLM
 
@@ -107,16 +108,7 @@ def test_a_static_cache_is_a_dynamic_cache(family, kind):
 def test_compiled_decoding_is_one_graph(family, kind, sites):
     """Oracle: uncompiled tokens; dynamo's own counters say that no graph broke."""
     model, inputs = tiny.build(family), tiny.batch(family, kind)
-    with vtprune.pruned(model, ByNorm(sites)):
-        expected = answer(model, inputs, 6)
-        torch._dynamo.reset()
-        torch._dynamo.utils.counters.clear()
-        config = CompileConfig(fullgraph=True, mode="default", backend="eager")
-        config._compile_all_devices = True
-        got = answer(model, inputs, 6, cache_implementation="static", compile_config=config)
-    assert torch.equal(got[0], expected[0])
-    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] >= 1
-    assert not torch._dynamo.utils.counters["graph_break"]
+    assert_one_graph(model, inputs, ByNorm(sites))
 
 
 @pytest.mark.parametrize("family", tiny.FAMILIES)

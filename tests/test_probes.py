@@ -5,9 +5,9 @@ import torch
 
 import vtprune
 from tests import oracle, tiny
+from tests.probe import Look
 from vtprune.blocks.probe_rows import ALL, Probes, probe_rows
 from vtprune.signals import parse
-from vtprune.tokens import Selection
 
 
 def test_probe_rows_are_the_last_and_some_of_the_others():
@@ -32,19 +32,6 @@ def test_needs_say_which_rows():
             parse(wrong)
     with pytest.raises(ValueError, match="unknown signal 'keys@all'"):
         parse("keys@all")
-
-
-class Look:
-    """Keeps the even rows, at two sites, and remembers the signals of every sample."""
-
-    sites = (1, 2)
-
-    def __init__(self, *needs):
-        self.needs, self.seen = frozenset(needs), []
-
-    def select(self, tokens):
-        self.seen.append((tokens, {name: tokens.signals[name] for name in tokens.signals}))
-        return Selection(torch.arange(0, len(tokens), 2))
 
 
 @torch.no_grad()

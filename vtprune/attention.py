@@ -5,7 +5,7 @@ and in every thread.
 """
 
 import inspect
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from types import MethodType
 from typing import Any
@@ -98,6 +98,14 @@ class _Stand:
         if isinstance(value, MethodType) and value.__self__ is self._attn:
             return MethodType(value.__func__, self)
         return value
+
+
+_STATE = ("past_key_values", "attention_mask", "cache_position", "use_cache", "output_attentions")
+
+
+def without_state(inputs: Mapping[str, Any]) -> dict[str, Any]:
+    """Keyword arguments of an attention module, without its cache and with no mask: those for ``attention_inputs``."""
+    return {**{name: value for name, value in inputs.items() if name not in _STATE}, "attention_mask": None}
 
 
 @torch.no_grad()

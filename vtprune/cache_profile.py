@@ -9,6 +9,7 @@ from os import PathLike
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from vtprune.cache_scores.prefix import mean_fractions
 from vtprune.tokens import ModelFacts
 
 if TYPE_CHECKING:
@@ -36,18 +37,16 @@ class CacheProfile:
     @staticmethod
     def measured(records: Iterable[CacheRecord], facts: ModelFacts, policy: str, keep_ratio: float) -> CacheProfile:
         """The mean over every sample of some prefills' records. Raises ValueError without one that held images."""
-        sums, prompts = {}, 0
+        layers, found = (), []
         for record in records:
-            for b, n in enumerate(record.before[0] if record.before else ()):
-                if not n:
-                    continue
-                prompts += 1
-                for layer, before, after in zip(record.layers, record.before, record.after, strict=True):
-                    sums[layer] = sums.get(layer, 0.0) + 1 - after[b] / before[b]
-        if not prompts:
+            layers = record.layers or layers
+            for before, after in zip(zip(*record.before), zip(*record.after), strict=True):
+                if before[0]:
+                    found.append([1 - kept / n for kept, n in zip(after, before, strict=True)])
+        if not found:
             raise ValueError("a profile is measured on prompts with images or videos; none of these had any")
-        dropped = {layer: total / prompts for layer, total in sums.items()}
-        return CacheProfile(facts.model_type, facts.depth, facts.width, policy, keep_ratio, dropped, prompts)
+        dropped = dict(zip(layers, mean_fractions(found), strict=True))
+        return CacheProfile(facts.model_type, facts.depth, facts.width, policy, keep_ratio, dropped, len(found))
 
     def check(self, facts: ModelFacts) -> None:
         """Raises ValueError for a model of another kind or size than that it was measured on."""

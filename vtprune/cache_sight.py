@@ -13,7 +13,7 @@ from vtprune.blocks.probe_rows import ALL, Probes
 from vtprune.blocks.probe_rows import probe_rows as probe_rows_of
 from vtprune.cache_scores.probe import probe_rows, received
 from vtprune.cached import HEADS
-from vtprune.rows import inputs_of, read_rows
+from vtprune.rows import inputs_of, padded_rows, read_rows
 from vtprune.unrotated import unrotated
 from vtprune_kernels.attention_columns import Visible
 
@@ -50,12 +50,12 @@ class CacheSight:
 
     def stored(self, b: int, what: str) -> Tensor:
         """(H_kv, S, d) of sample ``b``."""
+        return self._compared()[("keys", "values").index(what)][b][:, self.places[b]]
+
+    def _compared(self) -> tuple[Tensor, Tensor]:
         if "compared" not in self.memo:
-            keys, values = self.kept
-            if self.shared():
-                keys, values = self.attn.expand_kv(keys, values)
-            self.memo["compared"] = {"keys": keys, "values": values}
-        return self.memo["compared"][what][b][:, self.places[b]]
+            self.memo["compared"] = compat.compared(self.attn, *self.kept)
+        return self.memo["compared"]
 
     # ---- rows by rule
 
@@ -81,7 +81,7 @@ class CacheSight:
         """(H, R, S)."""
         key = ("attention", probes)
         if key not in self.memo:
-            query, keys, scale, allowed = self._read(self._padded(probes)[0])
+            query, keys, scale, allowed = self._read(padded_rows(self._rows(probes))[0])
             self.memo[key] = probe_rows(query, keys, scale=scale, visible=Visible(allowed=allowed))
         rows = len(self._rows(probes)[b])
         return self.memo[key][b][:, :rows, self.places[b]]
@@ -92,7 +92,7 @@ class CacheSight:
             raise ValueError(f"heads is one of {', '.join(map(repr, HEADS))}; got {heads!r}")
         key = ("received", heads, probes)
         if key not in self.memo:
-            rows, real = self._padded(probes)
+            rows, real = padded_rows(self._rows(probes))
             step = max(16, BLOCK_BYTES // (len(rows) * self.kept[0].shape[2]))
             # what latent attention stores is for all heads
             over = "all" if heads == "all" or self.kept[0].shape[1] == 1 else "group"
@@ -105,19 +105,10 @@ class CacheSight:
             self.memo[key] = total if total.dim() == 3 else total[:, None]
         return self.memo[key][b][:, self.places[b]]
 
-    def _padded(self, probes: Probes) -> tuple[Tensor, Tensor]:
-        """(B, R) rows of all samples, the last one repeated where one has fewer, and (B, R) bool, which are not."""
-        rows = self._rows(probes)
-        most = max(len(row) for row in rows)
-        padded = torch.stack([torch.cat([row, row[-1:].expand(most - len(row))]) for row in rows])
-        counts = torch.tensor([len(row) for row in rows], device=padded.device)
-        return padded, torch.arange(most, device=padded.device)[None] < counts[:, None]
-
     def _read(self, rows: Tensor) -> tuple[Tensor, Tensor, float, Tensor]:
         """Queries of these rows (B, R), all keys, the factor on their products, and who sees whom."""
-        keys = compat.compared_keys(self.attn, *self.kept)
         mask = self.inputs.get("attention_mask")
-        return read_rows(self.attn, self.inputs, rows, mask, keys, biased=self.biased)
+        return read_rows(self.attn, self.inputs, rows, mask, self._compared()[0], biased=self.biased)
 
     # ---- queries of places to come
 
@@ -153,7 +144,7 @@ class CacheSight:
 
     def shared(self) -> bool:
         """Whether keys and values of all heads are made of what is stored."""
-        return hasattr(self.attn, "expand_kv")
+        return compat.stores_latents(self.attn)
 
     def scale(self) -> float:
         """The factor on products of queries and keys."""

@@ -7,6 +7,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from vtprune import compat
 from vtprune.cached import CachedSlots, Eviction, Evictions
 
 
@@ -49,7 +50,7 @@ def _check(who: str, one: Any, n: int, heads: int) -> None:
 
 def check_merges(attn: nn.Module) -> None:
     """Raises NotImplementedError for a layer whose stored keys and values cannot be averaged."""
-    if hasattr(attn, "expand_kv"):
+    if compat.stores_latents(attn):
         raise NotImplementedError(
             f"{type(attn).__name__} stores latents, and rotated parts of keys in the place of values, which have no "
             "mean. Choose a policy that evicts and does not merge, such as elastic_cache with merge='none'"

@@ -39,7 +39,18 @@ def compared_keys(attn: Any, keys: Tensor, values: Tensor) -> Tensor:
     Latent attention (DeepSeek's MLA) stores latents where others have keys, and rotated parts of keys where others have
     values; the module makes keys of them whenever it reads them (seen in 5.23).
     """
-    return attn.expand_kv(keys, values)[0] if hasattr(attn, "expand_kv") else keys
+    return compared(attn, keys, values)[0]
+
+
+@torch.no_grad()
+def compared(attn: Any, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
+    """The keys as in ``compared_keys``, and the values that go with them."""
+    return attn.expand_kv(keys, values) if stores_latents(attn) else (keys, values)
+
+
+def stores_latents(attn: Any) -> bool:
+    """Whether an attention module keeps latents in its cache, which all its heads share."""
+    return hasattr(attn, "expand_kv")
 
 
 def anyres_crops(image_sizes: Tensor | Sequence, grid_pinpoints: Sequence, image_size: int) -> list[tuple[int, int]]:

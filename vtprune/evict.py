@@ -117,8 +117,7 @@ class Evictor:
     def _look(self, forward: Forward, index: int, attn: nn.Module, inputs: dict, cache) -> Watched:
         device, layer = inputs["hidden_states"].device, cache.layers[index]
         positions, valid, length = _held(layer)
-        start, batch = length - forward.length, len(forward.samples)
-        positions = positions.to(device).expand(batch, -1)
+        positions = positions.to(device).expand(len(forward.samples), -1)
         seen = forward.tokens().to(device).gather(1, positions)
         seen = seen if valid is None else seen & valid.to(device)
         stored = tuple(part[:, :, : positions.shape[1]] for part in (layer.keys, layer.values))
@@ -126,10 +125,7 @@ class Evictor:
         seeds = [sample.row.seed for sample in forward.samples]
         ahead = functools.partial(self._tables, forward, index, inputs["hidden_states"])
         sight = CacheSight(attn, inputs, stored, forward.real(device), seen, seeds, biased, ahead)
-        table = torch.full((batch, length), -1)
-        for b, sample in enumerate(forward.samples):
-            table[b, sample.row.columns[sample.offered] + start] = torch.arange(len(sample.offered))
-        found = table.to(device).gather(1, positions)
+        found = _visual(forward, length, device).gather(1, positions)
         slots = []
         for b, places in enumerate(sight.places):
             rows = found[b, places]
@@ -236,6 +232,19 @@ class Evictor:
                 _put(values[b], at, one.values)
         # whatever a head keeps was there for all later queries: one head's places tell as much as another's
         layer.shrink(index[:, 0], None if valid is None else valid.to(index.device), keys, values)
+
+
+def _visual(forward: Forward, length: int, device: torch.device) -> Tensor:
+    """(B, length): which of a sample's visual tokens stands in each column of the conversation, -1 for none."""
+    # the same for all layers of a forward
+    key = ("visual", length, device)
+    if key not in forward.memo:
+        table = torch.full((len(forward.samples), length), -1)
+        for b, sample in enumerate(forward.samples):
+            columns = sample.row.columns[sample.offered] + length - forward.length
+            table[b, columns] = torch.arange(len(sample.offered))
+        forward.memo[key] = table.to(device)
+    return forward.memo[key]
 
 
 def _sinks(forward: Forward, index: int, b: int) -> dict[str, Any]:

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from vtprune.attention import allowed_keys, attention_inputs
+from vtprune.attention import allowed_keys, attention_inputs, without_state
 from vtprune.blocks.lookahead import step_importance
 from vtprune.chat import device_of, floats_as
 from vtprune.compat import attention_window, compared_keys, takes_encoded
@@ -25,7 +25,6 @@ from vtprune.prompt import Prompt
 
 _STEPS: ContextVar[_Steps | None] = ContextVar("vtprune_lookahead", default=None)
 _PIXELS = "pixel_values"
-_NOT_ASKED = ("past_key_values", "attention_mask", "cache_position", "use_cache", "output_attentions")
 
 
 @torch.no_grad()
@@ -81,8 +80,7 @@ class _Steps:
         # the cache has not taken in this step's own token yet
         total = int(layer.get_seq_length())
         step, key = total - self.length, compared_keys(attn, layer.keys, layer.values)
-        asked = {name: value for name, value in inputs.items() if name not in _NOT_ASKED}
-        (call,) = attention_inputs(attn, without=("k_proj", "v_proj"), attention_mask=None, **asked)
+        (call,) = attention_inputs(attn, without=("k_proj", "v_proj"), **without_state(inputs))
         query, stored = call.query, key.shape[2]
         window, causal = attention_window(attn), getattr(attn, "is_causal", True)
         here = torch.zeros(len(query), 1, dtype=torch.int64, device=query.device)

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from vtprune.attention import attention_inputs
-from vtprune.rows import read_rows
+from vtprune.rows import padded_rows, read_rows
 from vtprune_kernels.attention_columns import Visible
 from vtprune_kernels.attention_rows import attention_rows
 
@@ -35,14 +35,12 @@ def probe_attention(
         asked = {k: v for k, v in inputs.items() if k in ("hidden_states", "position_embeddings", "position_ids")}
         (call,) = attention_inputs(attn, without=("q_proj", "v_proj"), attention_mask=None, **asked)
         keys = call.key
-    device, most = keys.device, max(map(len, probed))
-    rows = torch.stack([torch.cat([row, row[-1:].expand(most - len(row))]) for row in probed]).to(device)
-    counted = torch.tensor([[i < len(row) for i in range(most)] for row in probed], device=device)
-    found = torch.zeros(len(rows), 2, keys.shape[2], device=device)
+    rows, counted = (part.to(keys.device) for part in padded_rows(probed))
+    found = torch.zeros(len(rows), 2, keys.shape[2], device=keys.device)
     for some, counts in zip(rows.split(CHUNK, 1), counted.split(CHUNK, 1), strict=True):
         query, key, scaling, allowed = read_rows(attn, inputs, some, mask, keys, biased=biased)
         # rows at the beginning see none of the keys at the end
-        stop = int(allowed.any(1).any(0).nonzero().max()) + 1 if most > CHUNK else key.shape[2]
+        stop = int(allowed.any(1).any(0).nonzero().max()) + 1 if rows.shape[1] > CHUNK else key.shape[2]
         key, allowed = key[:, :, :stop], allowed[..., :stop]
         # a sample that has no row left is asked for one, which is not counted
         weights = counts.float()

@@ -303,7 +303,8 @@ class Pruner:
                 self.sight.served(forward, site)
             if index in self.plan.inside:
                 forward.inside["residual"] = hidden
-            forward.entering = hidden
+            if forward.sinks is not None:
+                forward.entering = hidden
         narrowed = self.arguments.prefill(forward, index, hidden, bound)
         if narrowed is None:
             return self._hand_back(index, hidden, bound) if adds else None

@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from vtprune.attention import allowed_keys, attention_inputs, with_key_bias
+from vtprune.attention import allowed_keys, attention_inputs, with_key_bias, without_state
 from vtprune.blocks.attention_rank import STEPS, attention_rank
 from vtprune.compat import attention_window
 from vtprune_kernels.attention_columns import Visible
@@ -14,8 +14,6 @@ from vtprune_kernels.attention_columns import Visible
 RANK = "attention_rank"
 PASSES = STEPS + 1
 """How often all scores of the layer are made where no map is held: once for their sums, once for each step."""
-
-_IGNORED = ("past_key_values", "attention_mask", "cache_position", "use_cache", "output_attentions")
 
 
 @torch.no_grad()
@@ -28,8 +26,7 @@ def layer_rank(attn: nn.Module, inputs: Mapping[str, Any], real: Tensor, past: i
     biased: whether the mask adds to the scores of keys, and does not only hide them.
     """
     hidden, mask = inputs["hidden_states"], inputs.get("attention_mask")
-    asked = {name: value for name, value in inputs.items() if name not in _IGNORED}
-    (call,) = attention_inputs(attn, without=("v_proj",), **{**asked, "attention_mask": None})
+    (call,) = attention_inputs(attn, without=("v_proj",), **without_state(inputs))
     n, causal, window = hidden.shape[1], getattr(attn, "is_causal", True), attention_window(attn)
     query, key = call.query, call.key
     rows = torch.arange(n, device=hidden.device).expand(len(hidden), -1).contiguous()

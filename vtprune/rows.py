@@ -1,12 +1,12 @@
 """Rows of a decoder layer's attention: what some of its queries pay to every key."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
-from vtprune.attention import allowed_keys, attention_inputs, projects_apart, with_key_bias
+from vtprune.attention import allowed_keys, attention_inputs, projects_apart, with_key_bias, without_state
 from vtprune.compat import attention_window
 from vtprune_kernels.attention_columns import Visible
 from vtprune_kernels.attention_rows import attention_rows
@@ -58,8 +58,7 @@ def read_rows(
     """What rows of attention are made of: queries (B, H, R, d), keys (B, H_kv, K, d), the factor on their products, and
     (B, R, K) bool, which keys each row sees. Arguments as of ``row_attention``."""
     hidden = inputs["hidden_states"]
-    asked = {name: value for name, value in inputs.items() if name not in _IGNORED}
-    asked["attention_mask"] = None
+    asked = without_state(inputs)
     few = inputs_of(asked, rows)
     if keys is None and not projects_apart(attn):
         (call,) = attention_inputs(attn, **asked)
@@ -81,6 +80,14 @@ def read_rows(
     if biased:
         query, key = with_key_bias(query, key, call.scaling, mask, rows, allowed)
     return query, key.to(query.dtype), call.scaling, allowed
+
+
+def padded_rows(rows: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+    """(B, R) int64: rows of each sample, the last one repeated where it has fewer; and (B, R) bool, which are not."""
+    counts = [len(row) for row in rows]
+    padded = torch.stack([torch.cat([row, row[-1:].expand(max(counts) - len(row))]) for row in rows])
+    own = torch.arange(max(counts))[None] < torch.tensor(counts)[:, None]
+    return padded, own.to(padded.device)
 
 
 def inputs_of(inputs: Mapping[str, Any], rows: Tensor) -> dict[str, Any]:
@@ -105,4 +112,3 @@ def _take_ids(ids: Tensor | None, rows: Tensor) -> Tensor | None:
 
 
 _PER_TOKEN = {"hidden_states": _take, "position_embeddings": _take, "position_ids": _take_ids}
-_IGNORED = ("past_key_values", "attention_mask", "cache_position", "use_cache", "output_attentions")

@@ -20,7 +20,7 @@ from vtprune.probes import PROBED, probe_attention
 from vtprune.prompt import PromptRow, make_prompt
 from vtprune.rank import RANK, layer_rank, real_rows
 from vtprune.records import SiteRecord
-from vtprune.rows import row_attention
+from vtprune.rows import padded_rows, row_attention
 from vtprune.signals import GRAPH, PIXELS, PROJECTED, ROTARY, UNPROJECTED, Need, needed, row_layer
 from vtprune.sink_rule import SinkSignals
 from vtprune.tokens import site_name
@@ -258,9 +258,7 @@ class Sight:
             return probe_attention(attn, inputs, rows, mask, keys, biased=biased)
         last = need.name == "last_query_attention"
         wanted = [sample.row.text[-1:] if last else sample.row.text for sample in forward.samples]
-        most = max(len(rows) for rows in wanted)
-        padded = [torch.cat([rows, rows[-1:].expand(most - len(rows))]) for rows in wanted]
-        rows = torch.stack([physical(columns, b, row.to(hidden.device)) for b, row in enumerate(padded)])
+        rows, _ = padded_rows([physical(columns, b, row.to(hidden.device)) for b, row in enumerate(wanted)])
         return row_attention(attn, inputs, rows, mask, keys, biased=biased, reduce=need.over_heads)
 
     def _probed(self, forward: Forward, need: Need, index: int, columns, device: torch.device) -> list[Tensor]:

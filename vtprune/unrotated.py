@@ -6,10 +6,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from vtprune.attention import attention_inputs
+from vtprune.attention import attention_inputs, without_state
 
 UNROTATED = ("unrotated_queries", "unrotated_keys")
-_IGNORED = ("past_key_values", "cache_position", "use_cache", "output_attentions")
 
 
 @torch.no_grad()
@@ -29,7 +28,6 @@ def unrotated(attn: nn.Module, inputs: Mapping[str, Any], name: str, by: tuple[T
             f"{type(attn).__name__} is not given cosines and sines to rotate by, so its {name.replace('_', ' ')} "
             "cannot be read; choose a policy without this signal"
         )
-    asked = {key: value for key, value in inputs.items() if key not in _IGNORED}
     if by is None:
         other = torch.ones_like(tables[0]), torch.zeros_like(tables[1])
     else:
@@ -38,7 +36,7 @@ def unrotated(attn: nn.Module, inputs: Mapping[str, Any], name: str, by: tuple[T
         other = tuple(
             one[:, None].expand(*table.shape[:-3], batch, *table.shape[-2:]) for one, table in zip(by, tables)
         )
-    asked |= {"attention_mask": None, "position_embeddings": other}
+    asked = {**without_state(inputs), "position_embeddings": other}
     queries = name == "unrotated_queries"
     (call,) = attention_inputs(attn, without=("k_proj" if queries else "q_proj", "v_proj"), **asked)
     return call.query if queries else call.key

@@ -38,15 +38,25 @@ def snapkv(
     Raises ValueError for another ``pool`` or ``window``.
     """
     window = q.shape[2] if window is None else window
-    if pool < 1 or pool % 2 == 0:
-        raise ValueError(f"pool is an odd number of neighbours, 1 or more; got {pool!r}")
+    check_pool(pool)
     if not 0 <= window <= k.shape[2]:
         raise ValueError(f"window is a number of the last of {k.shape[2]} keys; got {window!r}")
     mean = received(q, k, scale=scale, visible=visible, over="queries", softcap=softcap)
     before = mean[..., : k.shape[2] - window]
     if before.shape[-1]:
-        before = F.avg_pool1d(before, pool, stride=1, padding=pool // 2)
+        before = smoothed(before, pool)
     return protected(before, last=window)
+
+
+def smoothed(score: Tensor, pool: int) -> Tensor:
+    """(..., N) means of scores (..., N) over ``pool`` neighbours; places beyond the ends count as zeros."""
+    return F.avg_pool1d(score, pool, stride=1, padding=pool // 2)
+
+
+def check_pool(pool: object) -> None:
+    """Raises ValueError unless ``pool`` is an odd number of neighbours."""
+    if isinstance(pool, bool) or not isinstance(pool, int) or pool < 1 or pool % 2 == 0:
+        raise ValueError(f"pool is an odd number of neighbours, 1 or more; got {pool!r}")
 
 
 def tova(q: Tensor, k: Tensor, *, scale: float, visible: Visible = EVERYTHING, softcap: float | None = None) -> Tensor:

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
+from vtprune.blocks.stages import is_index
 from vtprune.cache_scores.expected_attention import N_FUTURE, N_SINK, expected_attention
 from vtprune.cached import HEADS, CachedLayer
 from vtprune.policies.base import check_choices, register
@@ -40,7 +41,7 @@ class ExpectedAttention(CachePolicy):
         super().__post_init__()
         check_index("n_future", self.n_future)
         check_choices(self, {"heads": HEADS, "covariance": (True, False), "value_norm": (True, False)})
-        if isinstance(self.n_sink, bool) or not isinstance(self.n_sink, int) or self.n_sink < 0:
+        if not is_index(self.n_sink, 0):
             raise ValueError(f"n_sink is a number of first tokens, 0 or more; got {self.n_sink!r}")
 
     def score(self, layer: CachedLayer) -> Tensor:

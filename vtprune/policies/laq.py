@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from vtprune.blocks.probe_rows import Probes
+from vtprune.blocks.stages import is_index
 from vtprune.cached import HEADS, CachedLayer, CachedPrompt, Evictions
 from vtprune.policies.base import check_choices, register
 from vtprune.policies.cache_base import CachePolicy
@@ -36,7 +37,7 @@ class LAQ(CachePolicy):
         super().__post_init__()
         check_index("lookahead", self.lookahead)
         check_choices(self, {"heads": HEADS})
-        if isinstance(self.window, bool) or not isinstance(self.window, int) or self.window < 0:
+        if not is_index(self.window, 0):
             raise ValueError(f"window is a number of last queries, 0 or more; got {self.window!r}")
         self._crude = SnapKV(self.keep_ratio, self.n_keep, heads=self.heads)
 

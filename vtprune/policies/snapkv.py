@@ -9,10 +9,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import torch.nn.functional as F
 from torch import Tensor
 
 from vtprune.blocks.probe_rows import Probes
+from vtprune.cache_scores.attention_scores import check_pool, smoothed
 from vtprune.cached import HEADS, CachedLayer
 from vtprune.policies.base import check_choices, register
 from vtprune.policies.cache_base import WEIGHINGS, CachePolicy, weighed
@@ -39,14 +39,13 @@ class SnapKV(CachePolicy):
         super().__post_init__()
         check_index("window", self.window)
         check_choices(self, {"heads": HEADS, "value_weighting": WEIGHINGS})
-        if isinstance(self.pool, bool) or not isinstance(self.pool, int) or self.pool < 1 or self.pool % 2 == 0:
-            raise ValueError(f"pool is an odd number of neighbours, 1 or more; got {self.pool!r}")
+        check_pool(self.pool)
 
     def score(self, layer: CachedLayer) -> Tensor:
         n = layer.keys.shape[1]
         behind = n - 1 - int(layer.slots[-1])
         window = min(self.window, behind) if behind else min(self.window, n)
         mean = weighed(layer, layer.received(self.heads, Probes(window, 0)) / window, self.value_weighting)
-        pooled = F.avg_pool1d(mean[:, : n - window] if behind else mean, self.pool, stride=1, padding=self.pool // 2)
+        pooled = smoothed(mean[:, : n - window] if behind else mean, self.pool)
         score = pooled[:, layer.slots]
         return score[0] if self.heads == "all" else score

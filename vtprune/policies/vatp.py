@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from vtprune.blocks.probe_rows import ALL, Probes
+from vtprune.blocks.stages import is_index
 from vtprune.cached import HEADS, CachedLayer
 from vtprune.policies.base import check_choices, register
 from vtprune.policies.cache_base import WEIGHINGS, CachePolicy, weighed
@@ -39,7 +40,7 @@ class VATP(CachePolicy):
         super().__post_init__()
         check_index("queries", self.queries, optional=True)
         check_choices(self, {"heads": HEADS, "value_weighting": WEIGHINGS})
-        if isinstance(self.sink_len, bool) or not isinstance(self.sink_len, int) or self.sink_len < 0:
+        if not is_index(self.sink_len, 0):
             raise ValueError(f"sink_len is a number of first tokens, 0 or more; got {self.sink_len!r}")
 
     def score(self, layer: CachedLayer) -> Tensor:
